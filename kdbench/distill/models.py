@@ -1,0 +1,203 @@
+"""Models: load one safely, make one, and take it apart into a body (hidden states) and an output head."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kdbench.errors import ConfigError, did_you_mean
+from kdbench.files import digest, sha256_file
+from kdbench.seeding import fenced
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where and in what precision numbers are made."""
+
+    device: str
+    precision: str
+    threads: int
+
+
+def resolve_runtime(device: str, precision: str, threads: int) -> Runtime:
+    """Turn `auto` into what this machine has: bf16 on a GPU that has it, else fp32; CUDA before MPS before CPU.
+
+    Raises:
+        ConfigError: when a device is asked for that is not there.
+    """
+    import torch
+
+    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if device == "auto":
+        device = next(name for name in ("cuda", "mps", "cpu") if present[name])
+    if not present[device]:
+        raise ConfigError(f"device: expected one that is here, found {device!r}. Here: {[d for d, ok in present.items() if ok]}")
+    if precision == "auto":
+        precision = "bfloat16" if device == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+    return Runtime(device, precision, threads)
+
+
+def architecture_config(init: dict[str, Any], vocabulary: int, length: int, ids: tuple[int, int], dropout: bool) -> Any:
+    """Return the transformers config of a model to be made.
+
+    Args:
+        init: `architecture` and any config field of it.
+        vocabulary, length: size of the tokenizer, and of a block.
+        ids: EOS (= BOS) and PAD.
+
+    Raises:
+        ConfigError: unknown architecture or field, with a did-you-mean.
+    """
+    from transformers import CONFIG_MAPPING, AutoConfig
+
+    settings = {key: value for key, value in init.items() if key not in ("architecture", "seed")}
+    name = init["architecture"]
+    if name not in CONFIG_MAPPING:
+        raise ConfigError(f"init.architecture: unknown model type {name!r}.{did_you_mean(name, CONFIG_MAPPING.keys())}")
+    plain = AutoConfig.for_model(name).to_dict()
+    problems = [f"unknown field {key!r} of {name}.{did_you_mean(key, plain)}" for key in settings if key not in plain]
+    if problems:
+        raise ConfigError("init: " + "; ".join(problems))
+    defaults = {
+        "vocab_size": vocabulary,
+        "max_position_embeddings": max(length, 512),
+        "bos_token_id": ids[0],
+        "eos_token_id": ids[0],
+        "pad_token_id": ids[1],
+    }
+    defaults |= {key: settings["hidden_size"] for key in ("word_embed_proj_dim",) if key in plain and "hidden_size" in settings}
+    if not dropout:
+        defaults |= {key: 0.0 for key in plain if "dropout" in key or key == "layerdrop"}
+    try:
+        return AutoConfig.for_model(name, **(defaults | settings))
+    except Exception as error:  # the config classes validate in ways of their own
+        raise ConfigError(f"init: {name} refuses these fields: {error}") from None
+
+
+def make(config: Any, seed: int) -> nn.Module:
+    """Make a causal language model with random weights drawn from `seed`; the global RNG is left alone."""
+    from transformers import AutoModelForCausalLM
+
+    with fenced(seed, "init"):
+        try:
+            return AutoModelForCausalLM.from_config(config)
+        except (ValueError, KeyError, ZeroDivisionError) as error:
+            raise ConfigError(f"init: {config.model_type} cannot be made: {error}") from None
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a model folder that is missing, or whose weights are pickles or remote code.
+
+    Raises:
+        ConfigError: saying which file was expected.
+    """
+    if not (folder / "config.json").is_file():
+        raise ConfigError(f"expected a model folder with config.json, found none at {folder}")
+    if not list(folder.glob("*.safetensors")):
+        pickles = [path.name for path in (*folder.glob("*.bin"), *folder.glob("*.pt"))]
+        found = f"pickles {pickles}, which may run code" if pickles else "no weights"
+        raise ConfigError(f"expected safetensors in {folder}, found {found}")
+
+
+def folder_fingerprint(folder: Path) -> str:
+    """Return one sha256 over a model folder's config and weights."""
+    check_folder(folder)
+    return digest({path.name: sha256_file(path) for path in sorted([folder / "config.json", *folder.glob("*.safetensors")])})
+
+
+def load(folder: Path, runtime: Runtime, dtype: torch.dtype | None = None) -> nn.Module:
+    """Load a causal language model from a folder: safetensors only, no remote code, no network.
+
+    Raises:
+        ConfigError: when the folder is not such a model, or its head cannot be told from its body.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    check_folder(folder)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype or torch.float32, local_files_only=True, use_safetensors=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(f"the model in {folder} cannot be loaded: {error}") from None
+    model = model.to(runtime.device).eval()
+    check_head(model)
+    return model
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """Load a saved tokenizer; no network, no remote code."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(f"expected a saved tokenizer in {folder}: {error}") from None
+
+
+def body(model: nn.Module, ids: Tensor, precision: str = "float32") -> Tensor:
+    """Return the final hidden states `[B, T, H]`: what enters the output head."""
+    import torch
+
+    enabled = precision == "bfloat16"
+    with torch.autocast(ids.device.type, dtype=torch.bfloat16, enabled=enabled):
+        return model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+
+
+def head(model: nn.Module, vocabulary: int) -> Tensor:
+    """Return the output head `[V, H]`, cut to the tokenizer's size (some models pad theirs)."""
+    weight = model.get_output_embeddings().weight
+    if weight.shape[0] < vocabulary:
+        raise ConfigError(
+            f"expected a vocabulary of at least {vocabulary:,} (the tokenizer's), found {weight.shape[0]:,} in a "
+            f"{model.config.model_type} model; teacher and student must share the tokenizer"
+        )
+    return weight[:vocabulary]
+
+
+def check_head(model: nn.Module) -> None:
+    """Prove on one sequence that body and head give the model's own logits, bit for bit or nearly.
+
+    Raises:
+        ConfigError: where they do not (scaled or soft-capped logits, a head with a bias).
+    """
+    import torch
+
+    output = model.get_output_embeddings()
+    if output is None or getattr(output, "bias", None) is not None:
+        raise ConfigError(f"{model.config.model_type}: expected an output head without bias, found another")
+    ids = torch.arange(4, 12, device=output.weight.device)[None] % model.config.vocab_size
+    with torch.no_grad():
+        ours = body(model, ids) @ output.weight.t()
+        theirs = model(input_ids=ids, use_cache=False).logits
+    if not torch.allclose(ours.float(), theirs.float(), rtol=1e-3, atol=1e-3):
+        raise ConfigError(
+            f"{model.config.model_type} changes its logits after the output head (scaling or soft-capping), "
+            "which kdbench does not support yet; expected logits = head · hidden"
+        )
+
+
+def load_config(folder: Path) -> Any:
+    """Read the config of a saved model; no network, no remote code."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(f"the config in {folder} cannot be read: {error}") from None
+
+
+def parameters(config: Any) -> int:
+    """Count a model's parameters without making its weights (tied ones once)."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    return sum(parameter.numel() for parameter in model.parameters())

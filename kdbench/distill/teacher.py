@@ -1,0 +1,156 @@
+"""The teacher's signal: final hidden states, cached on disk or made live, through one interface.
+
+What enters the output head is `H` numbers a token; the logits are `V`. The former are stored, exact for every
+objective, with log p(target) and the entropy beside them, so that ATKD can rank a whole global batch without a logit.
+
+A cache is a folder of immutable safetensors shards of `SHARD_ROWS` blocks, and a manifest, replaced atomically after
+each shard, that lists the complete ones with their sha256. Whoever writes holds the cache's lock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from kdbench.api import Dist
+from kdbench.distill.data import Blocks
+from kdbench.distill.loss import TeacherStates
+from kdbench.distill.models import body, head
+from kdbench.errors import StoreError
+from kdbench.files import atomic_write, read_json, sha256_file, write_json
+
+SHARD_ROWS = 64
+FORWARD_ROWS = 16  # fixed, so that a shard's bytes do not depend on who asked for it
+LOGIT_ROWS = 512
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Signal:
+    """What the teacher says of the valid tokens of some blocks, in reading order (`N` tokens)."""
+
+    states: TeacherStates
+    log_prob_target: Tensor
+    entropy: Tensor
+
+
+class Teacher(Protocol):
+    """A source of signals."""
+
+    def signal(self, rows: Tensor) -> Signal:
+        """Return the signal of the distillation set's given rows."""
+        ...
+
+
+@torch.no_grad()
+def read_states(model: nn.Module, blocks: Blocks, vocabulary: int, precision: str, dtype: torch.dtype) -> Signal:
+    """Run the teacher over blocks; keep the valid positions only.
+
+    Statistics are made from the states as they will be stored, so that cached and live teachers agree.
+    """
+    device = next(model.parameters()).device
+    weight = head(model, vocabulary)
+    kept, log_probs, entropies = [], [], []
+    for begin in range(0, len(blocks), FORWARD_ROWS):
+        ids = blocks.ids[begin : begin + FORWARD_ROWS].long().to(device)
+        mask = blocks.mask[begin : begin + FORWARD_ROWS, 1:].to(device)
+        hidden = body(model, ids[:, :-1], precision)[mask].to(dtype)
+        target = ids[:, 1:][mask]
+        for part in range(0, len(target), LOGIT_ROWS):
+            window = slice(part, part + LOGIT_ROWS)
+            dist = Dist(hidden[window].to(weight.dtype) @ weight.t(), target[window])
+            log_probs.append(dist.log_prob_target)
+            entropies.append(dist.entropy)
+        kept.append(hidden)
+    return Signal(TeacherStates(torch.cat(kept), weight), torch.cat(log_probs), torch.cat(entropies))
+
+
+@dataclass
+class LiveTeacher:
+    """Runs the teacher again for every batch: exact, and the only way for text made while training."""
+
+    model: nn.Module
+    blocks: Blocks
+    vocabulary: int
+    precision: str
+    dtype: torch.dtype = torch.float32
+
+    def signal(self, rows: Tensor) -> Signal:
+        """Return the signal of the given rows."""
+        return read_states(self.model, self.blocks.select(rows), self.vocabulary, self.precision, self.dtype)
+
+
+@dataclass
+class CachedTeacher:
+    """Reads stored states. The caller has verified the cache against its sha256 sums."""
+
+    folder: Path
+    head: Tensor
+    _shards: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+
+    def signal(self, rows: Tensor) -> Signal:
+        """Return the signal of the given rows."""
+        device = self.head.device
+        parts = [self._row(int(row)) for row in rows]
+        hidden, log_prob, entropy = (torch.cat(column).to(device) for column in zip(*parts, strict=True))
+        return Signal(TeacherStates(hidden, self.head), log_prob, entropy)
+
+    def _row(self, row: int) -> tuple[Tensor, Tensor, Tensor]:
+        number = row // SHARD_ROWS
+        if number not in self._shards:
+            from safetensors.torch import load_file
+
+            self._shards[number] = load_file(self.folder / _shard_name(number))
+        shard = self._shards[number]
+        begin, end = shard["offsets"][row % SHARD_ROWS : row % SHARD_ROWS + 2].tolist()
+        return shard["hidden"][begin:end], shard["log_prob_target"][begin:end], shard["entropy"][begin:end]
+
+
+def _shard_name(number: int) -> str:
+    return f"shard-{number:06d}.safetensors"
+
+
+def write_cache(folder: Path, blocks: Blocks, read: Callable[[Blocks], Signal], on_shard: Callable[[int, int], None]) -> None:
+    """Store the signal of all blocks; the caller holds the cache's lock. Goes on after the last whole shard.
+
+    Args:
+        read: runs the teacher over blocks.
+        on_shard: told of each finished shard and of how many there are; may raise to stop.
+    """
+    from safetensors.torch import save
+
+    manifest = _manifest(folder)
+    count = -(-len(blocks) // SHARD_ROWS)
+    for number in range(count):
+        path = folder / _shard_name(number)
+        entry = manifest["shards"].get(str(number))
+        if entry is None or not path.is_file() or sha256_file(path) != entry:
+            chosen = blocks.select(torch.arange(number * SHARD_ROWS, min((number + 1) * SHARD_ROWS, len(blocks))))
+            atomic_write(path, save(_tensors(read(chosen), chosen)))
+            manifest["shards"][str(number)] = sha256_file(path)
+            write_json(folder / "manifest.json", manifest)
+        on_shard(number + 1, count)
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    fresh = {"shard_rows": SHARD_ROWS, "shards": {}}
+    try:
+        found = read_json(folder / "manifest.json")
+        return found if found.keys() == fresh.keys() and found["shard_rows"] == SHARD_ROWS else fresh
+    except (StoreError, AttributeError):
+        return fresh
+
+
+def _tensors(signal: Signal, blocks: Blocks) -> dict[str, Tensor]:
+    counts = blocks.mask[:, 1:].sum(1)
+    return {
+        "hidden": signal.states.hidden.cpu(),
+        "log_prob_target": signal.log_prob_target.float().cpu(),
+        "entropy": signal.entropy.float().cpu(),
+        "offsets": torch.cat([counts.new_zeros(1), counts.cumsum(0)]),
+    }

@@ -1,0 +1,219 @@
+"""Examines a causal language model in memory with lm-eval: its scores as they are, without its start-up costs.
+
+The numbers are those of plain `lm_eval --model hf --include_path <folder>` on the same model, tasks and batch size;
+`tasks.write_lm_eval_folder` writes that folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kdbench.errors import ConfigError, KdbenchError
+from kdbench.evaluate.tasks import lm_eval_config
+from kdbench.files import sha256_file
+from kdbench.seeding import fenced
+
+if TYPE_CHECKING:
+    from lm_eval.api.task import ConfigurableTask
+    from lm_eval.models.huggingface import HFLM
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+_NOISY = ("lm_eval", "datasets", "transformers")
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What one model scored.
+
+    metrics: `<task>/acc` (share of 1) or `<task>/word_perplexity` (exp of nats per word), as lm-eval aggregates them.
+    items: one dict per test item with `task`, `metric` (`acc`: 0 or 1; `word_nll`: nats per word), `item` (lm-eval's
+        doc_id), `score` and `item_hash`, which is equal in two examinations only when they asked the same thing.
+    """
+
+    metrics: dict[str, float]
+    items: list[dict[str, Any]]
+
+
+def examine(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    tasks: Mapping[str, Path],
+    *,
+    batch_size: int,
+    seed: int = 0,
+    limit: int | None = None,
+) -> Examination:
+    """Score `model`, on the device where it is, on each task (short name -> its `.jsonl`); print nothing.
+
+    The global random state, the model's training mode and the tokenizer's padding token stay as they were.
+
+    Args:
+        batch_size: sequences per forward pass. Scores depend on it, and on which tasks run together, only through
+            the rounding of sums.
+        limit: score only the first `limit` items of each task.
+
+    Raises:
+        ConfigError: when there is no task, an unknown one, a rows file is missing or not valid, or an item is longer
+            than the model can read.
+        KdbenchError: when the model's log-likelihoods are not finite.
+    """
+    if not tasks or batch_size < 1 or (limit is not None and limit < 1):
+        raise ConfigError(
+            f"examine: expected a task, and batch_size and limit of at least 1; found tasks {sorted(tasks)}, "
+            f"batch_size {batch_size}, limit {limit}"
+        )
+    training = [module for module in model.modules() if module.training]
+    pad_token = tokenizer.pad_token
+    try:
+        with _quiet(), fenced(seed, "examine"):
+            from lm_eval.evaluator import evaluate
+
+            loaded = {f"kdbench_{name}": _task(name, path) for name, path in tasks.items()}
+            lm = _language_model()(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+            # Not simple_evaluate: that one also runs git, pip and nvidia-smi to describe the machine each time.
+            found = evaluate(lm=lm, task_dict={"tasks": loaded}, limit=limit, bootstrap_iters=0, log_samples=True)
+    except OverflowError as error:  # lm-eval's exp() of a loss beyond 709 nats per word
+        raise KdbenchError(f"examine: the model's word perplexity is not finite ({error})") from error
+    except AssertionError as error:  # lm-eval's bare assert on the length of what it scores
+        raise ConfigError(
+            f"examine: lm-eval cannot score an item of {', '.join(tasks)} with a model of at most "
+            f"{getattr(model.config, 'max_position_embeddings', 'unknown')} positions; give the model more positions"
+        ) from error
+    finally:
+        _put_back(model, training, tokenizer, pad_token)
+    return _examination(tasks, found)
+
+
+def _put_back(model: PreTrainedModel, training: list[Any], tokenizer: PreTrainedTokenizerFast, pad: str | None) -> None:
+    """Undo what HFLM changes in the objects that it is given."""
+    model.eval()
+    for module in training:
+        module.training = True
+    if tokenizer.pad_token != pad:
+        tokenizer.pad_token = pad
+
+
+def _examination(tasks: Mapping[str, Path], found: Mapping[str, Any]) -> Examination:
+    metrics, items = {}, []
+    for name in tasks:
+        samples = found["samples"][f"kdbench_{name}"]
+        _check_finite(name, samples)
+        metric = "word_perplexity" if name == "perplexity" else "acc"
+        metrics[f"{name}/{metric}"] = float(found["results"][f"kdbench_{name}"][f"{metric},none"])
+        items += [_item(name, metric, sample) for sample in samples]
+    return Examination(metrics, items)
+
+
+def _item(name: str, metric: str, sample: Mapping[str, Any]) -> dict[str, Any]:
+    score = sample[metric]
+    if metric == "word_perplexity":
+        log_likelihood, words = score
+        metric, score = "word_nll", -log_likelihood / words
+    hashes = "".join(sample[part] for part in ("doc_hash", "prompt_hash", "target_hash"))
+    item_hash = hashlib.sha256(hashes.encode()).hexdigest()[:16]
+    return {"task": name, "metric": metric, "item": sample["doc_id"], "score": float(score), "item_hash": item_hash}
+
+
+def _check_finite(name: str, samples: list[Mapping[str, Any]]) -> None:
+    """Refuse NaN: lm-eval would call it the greatest of the choices, and score the item 0 or 1."""
+    bad = sum(not all(map(math.isfinite, _log_likelihoods(sample))) for sample in samples)
+    if bad:
+        raise KdbenchError(
+            f"task {name!r}: expected finite log-likelihoods, found others in {bad} of {len(samples)} items; "
+            "the model's weights are damaged or its training diverged"
+        )
+
+
+def _log_likelihoods(sample: Mapping[str, Any]) -> Iterator[float]:
+    for response in sample["filtered_resps"]:
+        yield response[0] if isinstance(response, tuple | list) else response
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Drop what lm-eval prints: bars on stderr, and warnings about what is meant here (a model in memory)."""
+    loggers = [logging.getLogger(name) for name in _NOISY]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _task(name: str, path: Path) -> ConfigurableTask:
+    config = lm_eval_config(name, path)  # before reading the file, so that a wrong name is what the user hears of
+    try:
+        return _task_of(name, path, sha256_file(path), json.dumps(config))
+    except OSError as error:
+        raise ConfigError(f"task {name!r}: cannot read its rows in {path}: {error.strerror}") from error
+
+
+@lru_cache(maxsize=64)
+def _task_of(name: str, path: Path, sha256: str, config_json: str) -> ConfigurableTask:
+    """Build the task once per process for the same rows.
+
+    The rows go to lm-eval through `custom_dataset`, since loading JSON by `dataset_path` writes an Arrow copy into the
+    user's cache under a lock; `sha256` and `config_json` make the memory of this function notice changes.
+    """
+    import datasets
+    from lm_eval.api.task import ConfigurableTask
+
+    config = json.loads(config_json)
+    del config["dataset_path"], config["dataset_kwargs"]
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        data = datasets.Dataset.from_list(rows)
+        task = ConfigurableTask(config={**config, "custom_dataset": lambda **_: {"test": data}})
+        task.dataset = {"test": list(data)}  # the same rows, decoded once instead of twice for each examination
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ConfigError(f"task {name!r}: {path} does not hold rows of this task: {error!r}") from error
+    return task
+
+
+@cache
+def _language_model() -> type[HFLM]:
+    from lm_eval.models.huggingface import HFLM
+
+    class InMemoryLM(HFLM):
+        """HFLM that tokenizes a text once per process, and works out the model's maximum length once."""
+
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            self._max_length = self.max_length
+            self._tokens = _tokens_of(_identity(self.tokenizer), self.prefix_token_id)
+
+        def tok_encode(self, string: str, add_special_tokens: bool | None = None, **options: Any) -> list[int]:
+            if self._tokens is None or options:
+                return super().tok_encode(string, add_special_tokens, **options)
+            key = string, add_special_tokens
+            if key not in self._tokens:
+                self._tokens[key] = tuple(super().tok_encode(string, add_special_tokens))
+            return list(self._tokens[key])
+
+    return InMemoryLM
+
+
+def _identity(tokenizer: PreTrainedTokenizerFast) -> str | None:
+    """Return the sha256 of all that decides how a fast tokenizer splits text; None for one written in Python."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return hashlib.sha256(backend.to_str().encode()).hexdigest() if backend is not None else None
+
+
+@lru_cache(maxsize=4)
+def _tokens_of(identity: str | None, prefix_token_id: int) -> dict[tuple[str, bool | None], tuple[int, ...]] | None:
+    """Return the memory of one tokenizer, found by content: the same for an equal copy, new once it was changed."""
+    return {} if identity is not None else None

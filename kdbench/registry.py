@@ -1,0 +1,195 @@
+"""Find objectives by name: built in, from an installed entry point, or from a folder the user names.
+
+An objective is a class in a Python file; adding a method touches one file. Plugins are code by design, so they are
+loaded only from these three places, never from a suite or a result.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import pkgutil
+import sys
+import traceback
+from collections.abc import Mapping
+from functools import cache
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from pydantic import ValidationError
+
+from kdbench.api import Objective, Wrapper
+from kdbench.errors import ConfigError, did_you_mean
+from kdbench.files import digest, sha256_file
+
+ENTRY_POINTS = "kdbench.objectives"
+_folders: list[Path] = []
+
+
+def use_folder(folder: Path) -> None:
+    """Add a folder of the user's own objectives (`--objectives-dir`).
+
+    Raises:
+        ConfigError: when it is not a folder or holds no Python file.
+    """
+    folder = Path(folder).resolve()
+    if not any(folder.glob("*.py")):
+        raise ConfigError(f"--objectives-dir: expected a folder with one .py file an objective, found none in {folder}")
+    if folder not in _folders:
+        _folders.append(folder)
+        objectives.cache_clear()
+
+
+def user_folders() -> list[Path]:
+    """Return the folders given so far; worker processes are told of them."""
+    return list(_folders)
+
+
+@cache
+def objectives() -> dict[str, type[Objective]]:
+    """Return every known objective, name → class.
+
+    Raises:
+        ConfigError: when a plugin cannot be imported, or two files claim one name.
+    """
+    found: dict[str, type[Objective]] = {}
+    for module in _modules():
+        for _, member in inspect.getmembers(module, inspect.isclass):
+            if not issubclass(member, Objective) or member.__module__ != module.__name__ or "name" not in vars(member):
+                continue
+            _check(member)
+            if member.name in found:
+                files = source_file(found[member.name]), source_file(member)
+                raise ConfigError(f"objective {member.name!r} is defined twice: in {files[0]} and in {files[1]}")
+            found[member.name] = member
+    return dict(sorted(found.items()))
+
+
+def _modules() -> list[ModuleType]:
+    import kdbench.objectives as package
+
+    modules = [
+        _guarded(f"{package.__name__}.{info.name}", lambda name: importlib.import_module(name))
+        for info in sorted(pkgutil.iter_modules(package.__path__), key=lambda info: info.name)
+    ]
+    modules += [_guarded(point.value, lambda _, p=point: _as_module(p.load())) for point in _points()]
+    for folder in _folders:
+        modules += [_guarded(str(file), _load_file) for file in sorted(folder.glob("*.py")) if file.name[0] != "_"]
+    return modules
+
+
+def _points() -> list[Any]:
+    return sorted(entry_points(group=ENTRY_POINTS), key=lambda point: point.name)
+
+
+def _as_module(loaded: Any) -> ModuleType:
+    """An entry point may name a module or a class in it."""
+    return loaded if inspect.ismodule(loaded) else sys.modules[loaded.__module__]
+
+
+def _load_file(path: str) -> ModuleType:
+    name = f"kdbench_plugin_{digest(path)[:12]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _guarded(name: str, load: Any) -> ModuleType:
+    try:
+        return load(name)
+    except ConfigError:
+        raise
+    except Exception as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"{frame.filename}:{frame.lineno}"
+        raise ConfigError(f"objective plugin {name} cannot be loaded: {type(error).__name__}: {error} ({place})") from None
+
+
+def _check(member: type[Objective]) -> None:
+    where = f"{source_file(member)}: objective class {member.__name__}"
+    if not isinstance(member.name, str) or not member.name.replace("_", "").isalnum():
+        raise ConfigError(f"{where}: `name` must be letters, digits and underscores, found {member.name!r}")
+    if not hasattr(member, "source"):
+        raise ConfigError(f"{where}: expected a class attribute `source = Source(title=…, year=…)`, found none")
+    if member.terms is Objective.terms:
+        raise ConfigError(f"{where}: expected a method terms(self, student, teacher, target), found none")
+
+
+def source_file(member: type[Objective]) -> Path:
+    """Return the file that defines an objective class."""
+    return Path(inspect.getfile(member))
+
+
+def source_digest(objective: Objective) -> str:
+    """Return one sha256 over the source files of an objective and of the base it wraps."""
+    hashes = [sha256_file(source_file(type(objective)))]
+    if isinstance(objective, Wrapper):
+        hashes.append(source_digest(objective.base))
+    return digest(hashes)
+
+
+def get(name: str) -> type[Objective]:
+    """Return the class called `name`.
+
+    Raises:
+        ConfigError: with a did-you-mean, when there is none.
+    """
+    known = objectives()
+    if name not in known:
+        raise ConfigError(f"unknown objective {name!r}.{did_you_mean(name, known)}")
+    return known[name]
+
+
+def objective(spec: str | Mapping[str, Any] | Objective) -> Objective:
+    """Make an objective from its specification.
+
+    Args:
+        spec: `"kl"`, `"reverse_kl+atkd"` (ATKD wrapped round reverse KL), or a mapping such as
+            `{"name": "atkd", "base": {"name": "reverse_kl"}, "hard_fraction": 0.5}`.
+
+    Raises:
+        ConfigError: unknown name, unknown hyper-parameter (with a did-you-mean), value out of bounds: all at once.
+    """
+    if isinstance(spec, Objective):
+        return spec
+    if isinstance(spec, str):
+        spec = {"name": spec}
+    if not isinstance(spec, Mapping) or not isinstance(spec.get("name"), str):
+        raise ConfigError(f"an objective is a name or a mapping with a `name`, found {spec!r:.80}")
+    settings = dict(spec)
+    *bases, last = [part.strip() for part in settings.pop("name").split("+")]
+    member = get(last)
+    if issubclass(member, Wrapper):
+        if bases and "base" in settings:
+            raise ConfigError(f"objective {spec['name']!r} names its base twice: by `+` and by `base:`")
+        settings["base"] = objective("+".join(bases) if bases else settings.get("base", member.default_base))
+    elif bases:
+        raise ConfigError(f"objective {spec['name']!r}: {last!r} wraps nothing, so it cannot stand behind a `+`")
+    return _build(member, settings)
+
+
+def _build(member: type[Objective], settings: dict[str, Any]) -> Objective:
+    try:
+        return member(**settings)
+    except ValidationError as error:
+        problems = [_problem(member, entry) for entry in error.errors()]
+        raise ConfigError(f"objective {member.name!r}: " + "; ".join(problems)) from None
+
+
+def _problem(member: type[Objective], entry: Any) -> str:
+    key = ".".join(map(str, entry["loc"]))
+    if entry["type"] == "extra_forbidden":
+        return f"unknown hyper-parameter {key!r}.{did_you_mean(key, member.model_fields)}"
+    found = f" (found {entry['input']!r:.60})" if entry["type"] != "missing" else ""
+    return f"{key}: {entry['msg']}{found}" if key else f"{entry['msg']}"

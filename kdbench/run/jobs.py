@@ -1,0 +1,233 @@
+"""From a suite to jobs: what has to be made, in what order, under which content key.
+
+A key is a sha256 over everything that decides a result: resolved settings, fingerprints of text and weights, source of
+the objective, protocol and library versions, device type, precision, threads. Paths and names stay out of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import kdbench
+from kdbench.distill import data, models
+from kdbench.errors import ConfigError
+from kdbench.evaluate import harness, tasks
+from kdbench.files import digest, sha256_file
+from kdbench.registry import objective, source_digest
+from kdbench.suite.matrix import Cell, cells
+from kdbench.suite.schema import Model, Pretrain, Suite, Train
+
+KEY_LENGTH = 20
+
+
+@dataclass(frozen=True)
+class Job:
+    """One entry of the store to be made.
+
+    Attributes:
+        inputs: what the key is made of.
+        needs: ids of the jobs that must be complete before.
+        context: what the maker must know beside (paths, names); not part of the key.
+        cost: rough FLOP, by which the slowest starts first.
+    """
+
+    kind: str
+    title: str
+    inputs: dict[str, Any]
+    needs: tuple[str, ...] = ()
+    context: dict[str, Any] = field(default_factory=dict)
+    cell: Cell | None = None
+    cost: float = 0.0
+
+    @cached_property
+    def key(self) -> str:
+        """The content key."""
+        return digest(self.inputs)[:KEY_LENGTH]
+
+    @property
+    def id(self) -> str:
+        """kind/key."""
+        return f"{self.kind}/{self.key}"
+
+    def message(self) -> dict[str, Any]:
+        """What a worker process is told."""
+        known = {"kind": self.kind, "key": self.key, "title": self.title, "inputs": self.inputs}
+        return known | {"needs": list(self.needs), "context": self.context}
+
+
+def training(settings: Train | Pretrain, length: int) -> dict[str, Any]:
+    """Return the fields of `distill.train.Plan` for a suite's `train:` or a model's `pretrain:`."""
+    fields = settings.model_dump(mode="json")
+    batch_rows = fields.pop("batch_tokens") // length
+    if isinstance(settings, Pretrain):
+        del fields["seed"]
+        fields["steps"] = max(1, fields.pop("tokens") // (batch_rows * length))
+    return fields | {"batch_rows": batch_rows}
+
+
+class Planner:
+    """Makes the jobs of one suite; reads the corpus and hashes saved models, trains nothing.
+
+    Args:
+        base: folder to which paths in the suite are relative.
+
+    Raises:
+        ConfigError: corpus, saved model, architecture or device are not as the suite says.
+    """
+
+    def __init__(self, suite: Suite, base: Path):
+        self.suite, self.base = suite, base
+        self.runtime = models.resolve_runtime(suite.device, suite.precision, suite.threads)
+        self.documents = data.read_corpus(suite.data.corpus.model_dump(), base)
+        data.split(self.documents)
+        self.corpus = data.fingerprint(self.documents)
+        self.vocabulary = self._vocabulary()
+        self.parameters = {name: self._parameters(name) for name in (*suite.students, *suite.teachers)}
+        self.jobs: dict[str, Job] = {}
+        self.cells: list[tuple[Cell, Job]] = []
+
+    @cached_property
+    def environment(self) -> dict[str, Any]:
+        """What else decides numbers: versions, device type, precision, threads."""
+        return {
+            "protocol": kdbench.PROTOCOL,
+            "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers")},
+            "device": self.runtime.device,
+            "precision": self.runtime.precision,
+            "threads": self.runtime.threads,
+        }
+
+    def all(self) -> list[Job]:
+        """Return every job, each after those it needs."""
+        self.cells = [(cell, self._cell(cell)) for cell in cells(self.suite)]
+        return list(self.jobs.values())
+
+    def _vocabulary(self) -> int:
+        spec = self.suite.data.tokenizer
+        return spec.bpe or len(models.load_tokenizer((self.base / str(spec.path)).resolve()))
+
+    def _parameters(self, name: str) -> int:
+        """Count a model's parameters; on the way, refuse what cannot be made or does not fit the tokenizer."""
+        spec = self.suite.models[name]
+        try:
+            if spec.path is not None:
+                return self._saved_parameters((self.base / spec.path).resolve())
+            init = spec.init.model_dump() if spec.init else {}
+            config = models.architecture_config(init, self.vocabulary, self.suite.data.length, (0, 1), False)
+            return models.parameters(config)
+        except ConfigError as error:
+            raise ConfigError(f"models.{name}: {error}") from None
+
+    def _saved_parameters(self, folder: Path) -> int:
+        models.check_folder(folder)
+        config = models.load_config(folder)
+        own = models.load_tokenizer(folder).get_vocab() if list(folder.glob("tokenizer*")) else None
+        if config.vocab_size < self.vocabulary or (own is not None and len(own) != self.vocabulary):
+            found = config.vocab_size if own is None else len(own)
+            raise ConfigError(
+                f"vocabulary mismatch: expected the suite's tokenizer of {self.vocabulary:,} entries, found {found:,} "
+                f"in {folder}; teacher and student must share one tokenizer (data.tokenizer.path may name it)"
+            )
+        return models.parameters(config)
+
+    def _add(self, job: Job) -> Job:
+        return self.jobs.setdefault(job.id, job)
+
+    def _corpus_context(self) -> dict[str, Any]:
+        return {"corpus": self.suite.data.corpus.model_dump(), "base": str(self.base)}
+
+    def _tokenizer(self) -> Job:
+        spec = self.suite.data.tokenizer
+        inputs: dict[str, Any] = {"protocol": kdbench.PROTOCOL, "tokenizers": version("tokenizers")}
+        context = self._corpus_context()
+        if spec.bpe is not None:
+            inputs |= {"corpus": self.corpus, "bpe": spec.bpe}
+        else:
+            folder = (self.base / str(spec.path)).resolve()
+            models.load_tokenizer(folder)
+            inputs |= {"files": {p.name: sha256_file(p) for p in sorted(folder.glob("*")) if "token" in p.name}}
+            context["path"] = str(folder)
+        return self._add(Job("tokenizers", "tokenizer", inputs, (), context))
+
+    def _text(self) -> Job:
+        tokenizer = self._tokenizer()
+        inputs = {"corpus": self.corpus, "tokenizer": tokenizer.key, "length": self.suite.data.length}
+        return self._add(Job("texts", "tokenised text", inputs, (tokenizer.id,), self._corpus_context()))
+
+    def _tasks(self) -> Job:
+        examine = self.suite.examine
+        inputs = {
+            "protocol": kdbench.PROTOCOL,
+            "corpus": self.corpus,
+            "tasks": sorted(examine.tasks),
+            "items": examine.items,
+            "source": sha256_file(Path(tasks.__file__)),
+        }
+        return self._add(Job("tasks", "examination tasks", inputs, (), self._corpus_context()))
+
+    def model(self, name: str, seed: int | None) -> Job:
+        """Return the job that makes a model's weights, or that copies nothing but names a saved folder."""
+        spec: Model = self.suite.models[name]
+        text = self._text()
+        if spec.path is not None:
+            folder = (self.base / spec.path).resolve()
+            inputs = {"weights": models.folder_fingerprint(folder), "tokenizer": self._tokenizer().key}
+            return self._add(Job("models", f"model {name}", inputs, (text.id,), {"path": str(folder)}))
+        assert spec.init is not None
+        drawn = (seed or 0) if spec.init_seed == "run" else spec.init_seed
+        init = {k: v for k, v in spec.init.model_dump().items() if k != "seed"}
+        inputs = {"init": init, "seed": drawn, "text": text.key, "dropout": self.suite.train.dropout} | self.environment
+        if spec.pretrain is not None:
+            inputs["pretrain"] = training(spec.pretrain, self.suite.data.length) | {"seed": spec.pretrain.seed}
+        title = f"model {name}" + (f" · seed {seed}" if spec.init_seed == "run" else "")
+        cost = 6.0 * self.parameters[name] * (spec.pretrain.tokens if spec.pretrain else 0)
+        return self._add(Job("models", title, inputs, (text.id,), cost=cost))
+
+    def distillation_tokens(self) -> int:
+        """Return the size of the distillation set: as the suite says, or as much as the training reads."""
+        train = self.suite.train
+        return self.suite.data.tokens or train.steps * train.batch_tokens
+
+    def _cache(self, teacher: str) -> Job:
+        model, text = self.model(teacher, None), self._text()
+        dtype = self.suite.teacher.dtype
+        inputs = {
+            "teacher": model.key,
+            "text": text.key,
+            "tokens": self.distillation_tokens(),
+            "dtype": self.runtime.precision if dtype == "auto" else dtype,
+        } | self.environment
+        return self._add(Job("teacher_cache", f"teacher cache {teacher}", inputs, (model.id, text.id), {"teacher": teacher}))
+
+    def _cell(self, cell: Cell) -> Job:
+        suite, text, tasks_job = self.suite, self._text(), self._tasks()
+        needs = [text, tasks_job]
+        examine = suite.examine.model_dump(mode="json", exclude={"items", "tasks"}) | {"tasks": sorted(suite.examine.tasks)}
+        inputs: dict[str, Any] = {
+            "arm": cell.arm if cell.spec is None else "objective",
+            "seed": cell.seed,
+            "text": text.key,
+            "tasks": tasks_job.key,
+            "examine": examine | {"source": sha256_file(Path(harness.__file__)), "lm_eval": version("lm_eval")},
+        } | self.environment
+        for role, name in (("student", cell.student), ("teacher", cell.teacher)):
+            if name is not None:
+                job = self.model(name, cell.seed)
+                needs.append(job)
+                inputs[role] = job.key
+        if cell.spec is not None:
+            chosen = objective(cell.spec)
+            inputs |= {"objective": chosen.spec(), "objective_source": source_digest(chosen)}
+            inputs |= {"train": training(suite.train, suite.data.length), "tokens": self.distillation_tokens()}
+            if chosen.needs_teacher:
+                inputs["signal"] = "live" if suite.teacher.signal == "live" else "cache"
+                cache = self._cache(str(cell.teacher)) if suite.teacher.signal == "cache" else None
+                needs += [cache] if cache else []
+                inputs["cache"] = cache.key if cache else None
+        context = {"labels": {"arm": cell.arm, "student": cell.student, "teacher": cell.teacher}}
+        return self._add(Job("cells", cell.title, inputs, tuple(job.id for job in needs), context, cell))
+

@@ -1,0 +1,192 @@
+"""Plan a suite and run it: which cells are done, which run and why, then the pool, then what exists at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kdbench.errors import ConfigError, StoreError, did_you_mean
+from kdbench.files import read_json, write_json
+from kdbench.registry import user_folders
+from kdbench.run.jobs import Job, Planner
+from kdbench.run.store import Store
+from kdbench.run.workers import Listener, Outcome, Pool
+from kdbench.suite.matrix import Cell
+from kdbench.suite.schema import Suite
+
+FINAL = ("ok", "diverged")
+SELECTORS = ("objective", "student", "teacher", "seed")
+
+
+@dataclass(frozen=True)
+class PlannedCell:
+    """A cell, its job, where it stands, and why it will run (empty where it will not)."""
+
+    cell: Cell
+    job: Job
+    state: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything known before a run."""
+
+    suite: Suite
+    planner: Planner
+    cells: list[PlannedCell]
+    done: dict[str, dict[str, Any]]
+
+    @property
+    def jobs(self) -> list[Job]:
+        """Every job of the suite, each after those it needs."""
+        return list(self.planner.jobs.values())
+
+    def to_run(self, only: dict[str, set[str]]) -> list[Job]:
+        """Return the unfinished jobs that the chosen cells need, and those cells."""
+        wanted: set[str] = set()
+
+        def want(identity: str) -> None:
+            if identity in wanted or identity in self.done:
+                return
+            wanted.add(identity)
+            for need in self.planner.jobs[identity].needs:
+                want(need)
+
+        for planned in self.cells:
+            if is_chosen(planned.cell, only):
+                want(planned.job.id)
+        return [job for job in self.jobs if job.id in wanted]
+
+
+def is_chosen(cell: Cell, only: dict[str, set[str]]) -> bool:
+    """Whether a cell passes `--only`; an arm without teacher or seed passes a choice of these."""
+    values = {"objective": cell.arm, "student": cell.student, "teacher": cell.teacher, "seed": cell.seed}
+    return all(values[key] is None or str(values[key]) in allowed for key, allowed in only.items())
+
+
+def parse_only(choices: Sequence[str], suite: Suite) -> dict[str, set[str]]:
+    """Read `--only objective=kl,atkd` options.
+
+    Raises:
+        ConfigError: unknown selector or value, with a did-you-mean.
+    """
+    known = {
+        "objective": {*suite.labels, "floor", "ceiling"},
+        "student": set(suite.students),
+        "teacher": set(suite.teachers),
+        "seed": {str(seed) for seed in suite.seeds},
+    }
+    only: dict[str, set[str]] = {}
+    for choice in choices:
+        key, _, values = choice.partition("=")
+        if key not in known:
+            raise ConfigError(f"--only {choice}: expected objective=…, student=…, teacher=… or seed=….{did_you_mean(key, known)}")
+        for value in values.split(","):
+            if value not in known[key]:
+                raise ConfigError(f"--only {choice}: the suite has no {key} {value!r}.{did_you_mean(value, known[key])}")
+            only.setdefault(key, set()).add(value)
+    return only
+
+
+def plan(suite: Suite, base: Path, store: Store) -> Plan:
+    """Work out every job of a suite and compare it with what the store holds. Writes nothing."""
+    planner = Planner(suite, base)
+    jobs = planner.all()
+    done = {job.id: found for job in jobs if (found := _final(store, job))}
+    before = _previous(store, suite.name)
+    cells = []
+    for cell, job in planner.cells:
+        state = store.entry("cells", job.key).state()
+        cells.append(PlannedCell(cell, job, state, "" if state in FINAL else _why(state, job, before.get(_name(cell)))))
+    return Plan(suite, planner, cells, done)
+
+
+def _final(store: Store, job: Job) -> dict[str, Any] | None:
+    found = store.entry(job.kind, job.key).done()
+    return found if found and found["status"] in FINAL else None
+
+
+def _name(cell: Cell) -> str:
+    return f"{cell.arm}|{cell.student}|{cell.teacher}|{cell.seed}"
+
+
+def _previous(store: Store, name: str) -> dict[str, dict[str, Any]]:
+    path = store.suite_folder(name) / "plan.json"
+    try:
+        return {entry["name"]: entry for entry in read_json(path)["cells"]} if path.exists() else {}
+    except (StoreError, KeyError, TypeError):
+        return {}
+
+
+def _why(state: str, job: Job, before: dict[str, Any] | None) -> str:
+    if state != "new":
+        return {
+            "unfinished": "unfinished: goes on from its last checkpoint",
+            "failed": "failed last time: tried again",
+            "damaged": "damaged on disk: set aside and made again",
+        }[state]
+    if before is None or before["key"] == job.key:
+        return "new"
+    return "changed: " + (", ".join(differences(before["inputs"], job.inputs)) or "its inputs")
+
+
+def differences(old: Any, new: Any, path: str = "") -> list[str]:
+    """Return the dotted names of what differs between two plain values."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = sorted({*old, *new})
+        return [entry for key in keys for entry in differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)]
+    return [] if old == new else [path]
+
+
+def write_plan(plan: Plan, store: Store, overrides: Sequence[str]) -> None:
+    """Note which cells make up the suite now, so that `compare` knows them without the suite file."""
+    cells = [
+        {
+            "name": _name(planned.cell),
+            "arm": planned.cell.arm,
+            "student": planned.cell.student,
+            "teacher": planned.cell.teacher,
+            "seed": planned.cell.seed,
+            "key": planned.job.key,
+            "inputs": planned.job.inputs,
+        }
+        for planned in plan.cells
+    ]
+    content = {
+        "suite": plan.suite.model_dump(mode="json"),
+        "overrides": list(overrides),
+        "environment": plan.planner.environment,
+        "parameters": plan.planner.parameters,
+        "cells": cells,
+    }
+    path = store.suite_folder(plan.suite.name) / "plan.json"
+    if not path.exists() or read_json(path) != content:
+        write_json(path, content)
+
+
+def run(plan: Plan, store: Store, jobs: Iterable[Job], workers: int, listeners: Sequence[Listener]) -> Outcome:
+    """Make the given jobs and, from the test items, the task folder that plain lm-eval can use."""
+    jobs = list(jobs)
+    outcome = Outcome(done=dict(plan.done))
+    if jobs:
+        pool = Pool(store, workers, plan.suite.threads, user_folders(), listeners)
+        outcome = pool.run(jobs, plan.done)
+    _write_lm_eval_folder(plan, store)
+    return outcome
+
+
+def _write_lm_eval_folder(plan: Plan, store: Store) -> None:
+    from kdbench.evaluate.tasks import write_lm_eval_folder
+
+    entries = {store.entry("tasks", planned.job.inputs["tasks"]) for planned in plan.cells}
+    for entry in entries:
+        if entry.done():
+            write_lm_eval_folder(entry.path.resolve(), plan.suite.examine.tasks, lm_eval_folder(store, plan.suite.name))
+
+
+def lm_eval_folder(store: Store, name: str) -> Path:
+    """Return the folder for `lm_eval --include_path`; derived, with this machine's paths, made anew at every run."""
+    return store.suite_folder(name) / "lm_eval_tasks"

@@ -1,0 +1,189 @@
+"""The results folder: entries by content key, locked while written, complete only with DONE.json.
+
+    results/<kind>/<key>/  inputs.json → ckpt/ → files → DONE.json last (sha256 and size of every file, status)
+
+An entry without a valid DONE.json is incomplete. Nothing is edited after DONE.json. What does not verify is set aside
+as `<key>.corrupt-<n>`, said, and made again: never silently used, never silently deleted.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from kdbench.errors import StoreError
+from kdbench.files import TEMPORARY, atomic_write, read_json, sha256_file, write_json
+
+KINDS = ("tokenizers", "texts", "models", "teacher_cache", "tasks", "cells")
+DONE, INPUTS, CHECKPOINTS = "DONE.json", "inputs.json", "ckpt"
+FORMAT = 1
+
+
+class Busy(StoreError):
+    """Another live process holds the lock."""
+
+
+@dataclass(frozen=True)
+class Store:
+    """A results folder."""
+
+    root: Path
+
+    def prepare(self) -> None:
+        """Make the folder and prove that it can be written.
+
+        Raises:
+            StoreError: when it cannot.
+        """
+        probe = self.root / f"{TEMPORARY}probe-{os.getpid()}"
+        atomic_write(probe, b"")
+        probe.unlink()
+
+    def entry(self, kind: str, key: str) -> Entry:
+        """Return the entry of a key; it need not exist."""
+        assert kind in KINDS and key.isalnum()
+        return Entry(self.root / kind / key)
+
+    def suite_folder(self, name: str) -> Path:
+        """Return where a suite's plan and report live."""
+        return self.root / "suites" / name
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One content-addressed folder."""
+
+    path: Path
+
+    @property
+    def key(self) -> str:
+        """The content key, which is the folder's name."""
+        return self.path.name
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where a training keeps its checkpoints until the entry is complete."""
+        return self.path / CHECKPOINTS
+
+    def done(self) -> dict[str, Any] | None:
+        """Return DONE.json if the entry is complete (every listed file is there with its size), else None."""
+        path = self.path / DONE
+        try:
+            done = read_json(path)
+            whole = done["format"] == FORMAT and done["key"] == self.key and isinstance(done["status"], str)
+            whole = whole and all((self.path / n).stat().st_size == f["bytes"] for n, f in done["files"].items())
+        except (StoreError, OSError, KeyError, TypeError, AttributeError):
+            return None
+        return done if whole else None
+
+    def verified(self) -> dict[str, Any]:
+        """Return DONE.json after checking the sha256 of every file.
+
+        Raises:
+            StoreError: naming the file that is missing or damaged.
+        """
+        done = self.done()
+        if done is None:
+            raise StoreError(f"{self.path} is not complete; run its suite again")
+        for name, expected in done["files"].items():
+            if sha256_file(self.path / name) != expected["sha256"]:
+                raise StoreError(f"{self.path / name} is damaged (its sha256 differs from DONE.json); run its suite again")
+        return done
+
+    def state(self) -> str:
+        """Return `new`, `unfinished`, `damaged`, or the status in DONE.json: `ok`, `diverged`, `failed`."""
+        done = self.done()
+        if done is not None:
+            return done["status"]
+        if (self.path / DONE).exists():
+            return "damaged"
+        return "unfinished" if (self.path / INPUTS).exists() else "new"
+
+    @contextmanager
+    def locked(self, wait_s: float = 0.0) -> Iterator[None]:
+        """Hold the entry's lock; it is freed at once when its holder dies.
+
+        Raises:
+            Busy: when another process holds it for longer than `wait_s`.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path.parent / f".{self.key}.lock")
+        try:
+            lock.acquire(timeout=wait_s)
+        except Timeout:
+            raise Busy(f"{self.path} is being made by another process; this run goes on without it") from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def begin(self, inputs: dict[str, Any]) -> None:
+        """Prepare for writing, under the lock: set damaged or failed leavings aside, write down what is made."""
+        state = self.state()
+        if state == "damaged":
+            self.set_aside()
+        elif state == "failed":
+            (self.path / DONE).unlink()
+        self.path.mkdir(parents=True, exist_ok=True)
+        for stale in self.path.rglob(f"{TEMPORARY}*"):
+            shutil.rmtree(stale) if stale.is_dir() else stale.unlink(missing_ok=True)
+        write_json(self.path / INPUTS, inputs)
+
+    def set_aside(self) -> Path:
+        """Rename a damaged entry out of the way and return its new path."""
+        number = 1
+        while (target := self.path.with_name(f"{self.key}.corrupt-{number}")).exists():
+            number += 1
+        os.replace(self.path, target)
+        return target
+
+    def commit(self, status: str, timing: dict[str, Any], **facts: Any) -> None:
+        """Drop the checkpoints and write DONE.json: the entry is complete from here on.
+
+        Args:
+            status: `ok`, `diverged` or `failed`.
+            timing: wall-clock facts; they are kept apart from what is compared.
+            facts: anything else that is known, such as the reason of a failure.
+        """
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
+        files = sorted(path for path in self.path.rglob("*") if path.is_file() and path.name != DONE)
+        listed = {
+            path.relative_to(self.path).as_posix(): {"sha256": sha256_file(path), "bytes": path.stat().st_size}
+            for path in files
+        }
+        done = {"format": FORMAT, "key": self.key, "status": status, **facts, "files": listed, "timing": timing}
+        write_json(self.path / DONE, done)
+
+
+class Clock:
+    """Wall-clock facts of one job: a start as Unix time, durations from the monotonic clock."""
+
+    def __init__(self) -> None:
+        self.started_at = round(time.time(), 3)
+        self._start = time.monotonic()
+        self.parts: dict[str, float] = {}
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Add the seconds spent inside to `name`."""
+        begin = time.monotonic()
+        try:
+            yield
+        finally:
+            self.parts[name] = round(self.parts.get(name, 0.0) + time.monotonic() - begin, 3)
+
+    def facts(self) -> dict[str, Any]:
+        """Return everything, with the process's peak memory in MiB as the OS sees it."""
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        total = round(time.monotonic() - self._start, 3)
+        return {"started_at": self.started_at, "wall_s": total, **self.parts, "peak_rss_mib": round(peak)}

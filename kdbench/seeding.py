@@ -1,0 +1,44 @@
+"""Randomness as a function of (seed, purpose, step): nothing to save, nothing to restore."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+def derive(seed: int, purpose: str, step: int = 0) -> int:
+    """Return a 63-bit seed for one purpose at one step; different purposes never share a stream."""
+    text = f"{seed}/{purpose}/{step}".encode()
+    return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 1
+
+
+def generator(seed: int, purpose: str, step: int = 0) -> torch.Generator:
+    """Return a CPU torch generator for (seed, purpose, step)."""
+    import torch
+
+    return torch.Generator().manual_seed(derive(seed, purpose, step))
+
+
+@contextmanager
+def fenced(seed: int, purpose: str) -> Iterator[None]:
+    """Run foreign code (lm-eval, model initialisation) with RNGs set from `seed`, and put all global RNG state back."""
+    import numpy
+    import torch
+
+    state = random.getstate(), numpy.random.get_state()
+    with torch.random.fork_rng():
+        value = derive(seed, purpose)
+        random.seed(value)
+        numpy.random.seed(value % 2**32)
+        torch.manual_seed(value)
+        try:
+            yield
+        finally:
+            random.setstate(state[0])
+            numpy.random.set_state(state[1])

@@ -1,0 +1,237 @@
+"""What a suite file may say. Every field is typed and bounded; an unknown one is an error with a did-you-mean."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from kdbench.errors import ConfigError, did_you_mean
+
+TASKS = ("swap", "replace", "agreement", "last_word", "perplexity")
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+
+
+class Part(BaseModel):
+    """A section of a suite file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Corpus(Part):
+    """Where the text comes from: data files of an installed package, or a folder beside the suite file."""
+
+    package: str | None = Field(None, description="installed Python package that holds the files; it is not imported")
+    folder: str | None = Field(None, description="folder of text files, relative to the suite file")
+    files: str = Field("*.txt", description="glob of the files inside it")
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Corpus:
+        if (self.package is None) == (self.folder is None):
+            raise ValueError("expected either `package` or `folder`")
+        if ".." in self.files.split("/") or self.files.startswith("/"):
+            raise ValueError("`files` is a glob inside the folder: no '..' and no leading '/'")
+        return self
+
+
+class TokenizerSpec(Part):
+    """The tokenizer that all models of the suite share: trained here, or a Hugging Face folder."""
+
+    bpe: int | None = Field(None, ge=300, le=200_000, description="entries of a byte-level BPE trained on the train split")
+    path: str | None = Field(None, description="folder of a saved tokenizer, relative to the suite file")
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> TokenizerSpec:
+        if (self.bpe is None) == (self.path is None):
+            raise ValueError("expected either `bpe` (entries) or `path` (a saved tokenizer)")
+        return self
+
+
+class Data(Part):
+    """The text and how it is cut."""
+
+    corpus: Corpus
+    tokenizer: TokenizerSpec
+    length: int = Field(128, ge=8, le=65_536, description="tokens in a block")
+    tokens: int | None = Field(None, gt=0, description="size of the distillation set; default: the whole train split")
+
+
+class Init(Part):
+    """A model made from scratch: an architecture of transformers and any of its config fields."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    architecture: str = Field(description="model type of transformers, such as opt, gpt_neox, llama")
+    seed: int | Literal["run"] | None = Field(
+        None, description="of the random weights; `run`: another draw for each seed. Default: run, or 0 with `pretrain`"
+    )
+
+    @model_validator(mode="after")
+    def _plain_values(self) -> Init:
+        for key, value in (self.model_extra or {}).items():
+            if not isinstance(value, int | float | str | bool | None):
+                raise ValueError(f"{key}: expected a number, a string or true/false, found {value!r:.60}")
+        return self
+
+
+class Pretrain(Part):
+    """Training of a model made here, on the open train split, before anything is distilled."""
+
+    tokens: int = Field(gt=0, description="tokens to train on")
+    lr: float = Field(gt=0, lt=10, description="peak learning rate")
+    batch_tokens: int = Field(2048, gt=0)
+    warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps")
+    seed: int = Field(0, ge=0)
+
+
+class Model(Part):
+    """A model: a Hugging Face folder, or one made here."""
+
+    path: str | None = Field(None, description="folder with config.json and safetensors, relative to the suite file")
+    init: Init | None = None
+    pretrain: Pretrain | None = None
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Model:
+        if (self.path is None) == (self.init is None):
+            raise ValueError("expected either `path` (a saved model) or `init` (an architecture to make)")
+        if self.pretrain and not self.init:
+            raise ValueError("`pretrain` goes with `init`")
+        return self
+
+    @property
+    def init_seed(self) -> int | Literal["run"] | None:
+        """The seed of the random weights; None for a saved model."""
+        if self.init is None:
+            return None
+        return self.init.seed if self.init.seed is not None else (0 if self.pretrain else "run")
+
+
+class TeacherSignal(Part):
+    """How students get at the teacher's distributions."""
+
+    signal: Literal["cache", "live"] = Field("cache", description="hidden states stored once, or the teacher run again")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="of the stored states")
+
+
+class Train(Part):
+    """How every student is trained; the same for all objectives."""
+
+    steps: int = Field(gt=0, le=10_000_000)
+    batch_tokens: int = Field(2048, gt=0, description="global batch: tokens an optimiser step")
+    micro_batch: int | None = Field(None, gt=0, description="rows in one forward pass; default: the whole batch")
+    lr: float = Field(gt=0, lt=10, description="peak learning rate")
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps")
+    weight_decay: float = Field(0.0, ge=0, le=1)
+    clip: float = Field(1.0, gt=0, description="largest gradient norm")
+    betas: tuple[float, float] = (0.9, 0.999)
+    dropout: bool = Field(False, description="keep the architecture's dropout while training")
+    checkpoint_steps: int = Field(50, gt=0)
+
+
+class Examine(Part):
+    """The examination: lm-eval tasks made from the held-out test split, and the intrinsic measures."""
+
+    tasks: tuple[Literal["swap", "replace", "agreement", "last_word", "perplexity"], ...] = TASKS
+    items: int = Field(750, ge=20, le=100_000, description="items a minimal-pair task has, if the text allows")
+    batch_size: int = Field(64, gt=0, description="fixed: log-likelihoods depend on it in the last digits")
+    intrinsic_tokens: int = Field(8192, gt=0, description="held-out tokens for nats/token, KL and agreement")
+
+
+class Compare(Part):
+    """What is asked of the results, fixed before they exist."""
+
+    baseline: str = Field("sft", description="the arm that others are compared with, where no contrasts are named")
+    contrasts: tuple[tuple[str, str], ...] = Field((), description="pairs [objective, baseline] of the named family")
+    tasks: tuple[str, ...] = Field(("swap", "replace", "agreement"), description="tasks of the overall mean")
+    margin: float = Field(0.01, gt=0, description="differences smaller than this do not matter (score units)")
+    alpha: float = Field(0.05, gt=0, lt=0.5)
+
+    @model_validator(mode="after")
+    def _tasks_exist(self) -> Compare:
+        for task in self.tasks:
+            if task not in TASKS:
+                raise ValueError(f"unknown task {task!r}.{did_you_mean(task, TASKS)}")
+        if "perplexity" in self.tasks:
+            raise ValueError("`perplexity` has no score an item; choose among swap, replace, agreement, last_word")
+        return self
+
+
+def _checked_objective(value: Any) -> dict[str, Any]:
+    """Turn an entry of `objectives:` into {label, spec}, by the registry, so that errors name the line."""
+    from kdbench.registry import objective
+
+    settings = dict(value) if isinstance(value, dict) else value
+    label = settings.pop("label", None) if isinstance(settings, dict) else None
+    try:
+        made = objective(settings)
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
+    if label is not None and not (isinstance(label, str) and 0 < len(label) <= 60):
+        raise ValueError(f"label: expected a short text, found {label!r:.60}")
+    return {"label": label or made.label, "spec": made.spec()}
+
+
+class Suite(Part):
+    """A suite file: data, models, objectives, seeds, training, examination, comparison."""
+
+    name: str = Field(pattern=NAME)
+    question: str = Field("", description="what the suite is to answer, in a sentence")
+    data: Data
+    models: dict[Annotated[str, Field(pattern=NAME)], Model] = Field(min_length=1)
+    students: tuple[str, ...] = Field(min_length=1)
+    teachers: tuple[str, ...] = ()
+    objectives: tuple[Annotated[Any, BeforeValidator(_checked_objective)], ...] = Field(min_length=1)
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = Field(min_length=1)
+    teacher: TeacherSignal = TeacherSignal()
+    train: Train
+    examine: Examine = Examine()
+    compare: Compare = Compare()
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    threads: int = Field(1, ge=1, le=1024, description="CPU threads a worker; part of every cell's key")
+
+    @model_validator(mode="after")
+    def _names_fit(self) -> Suite:
+        problems = [
+            f"{field}: unknown model {name!r}.{did_you_mean(name, self.models)}"
+            for field in ("students", "teachers")
+            for name in getattr(self, field)
+            if name not in self.models
+        ]
+        for field in ("students", "teachers", "seeds"):
+            if len(set(getattr(self, field))) != len(getattr(self, field)):
+                problems.append(f"{field}: an entry stands twice in {list(getattr(self, field))}")
+        problems += self._objective_problems()
+        if self.data.length > min(self.train.batch_tokens, *(p.batch_tokens for p in self._pretrains())):
+            problems.append(f"batch_tokens: expected at least one block of data.length = {self.data.length} tokens")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def _pretrains(self) -> list[Any]:
+        return [model.pretrain for model in self.models.values() if model.pretrain] or [self.train]
+
+    def _objective_problems(self) -> list[str]:
+        labels = self.labels
+        problems = [f"objectives: {label!r} stands twice; give one a `label:`" for label in set(labels) if labels.count(label) > 1]
+        named = [("compare.baseline", self.compare.baseline)] if not self.compare.contrasts else []
+        named += [("compare.contrasts", name) for pair in self.compare.contrasts for name in pair]
+        known = {*labels, "floor", "ceiling"}
+        problems += [f"{where}: unknown arm {name!r}.{did_you_mean(name, known)}" for where, name in named if name not in known]
+        if not self.teachers and any(needs_teacher(entry["spec"]) for entry in self.objectives):
+            problems.append("teachers: expected at least one model, since an objective needs a teacher; found none")
+        return problems
+
+    @property
+    def labels(self) -> list[str]:
+        """The arms' names in tables."""
+        return [entry["label"] for entry in self.objectives]
+
+
+def needs_teacher(spec: dict[str, Any]) -> bool:
+    """Whether an objective, given by its whole specification, learns from a teacher."""
+    from kdbench.registry import get
+
+    return get(spec["name"]).needs_teacher
