@@ -192,4 +192,5 @@ def _problem(member: type[Objective], entry: Any) -> str:
     if entry["type"] == "extra_forbidden":
         return f"unknown hyper-parameter {key!r}.{did_you_mean(key, member.model_fields)}"
     found = f" (found {entry['input']!r:.60})" if entry["type"] != "missing" else ""
-    return f"{key}: {entry['msg']}{found}" if key else f"{entry['msg']}"
+    message = entry["msg"].removeprefix("Value error, ")
+    return f"{key}: {message[:1].lower()}{message[1:]}{found}" if key else message

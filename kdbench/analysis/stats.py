@@ -28,7 +28,8 @@ class Crossed:
     """A mean difference and its variance, split into what more seeds and what more items would shrink."""
 
     delta: float
-    var_seeds: float  # of the mean: shrinks as 1 / seeds
+    var_seeds: float  # of the mean: shrinks as 1 / seeds; known with seeds − 1 degrees of freedom
+    var_noise: float  # of the mean: what var_seeds lacks to the residual noise, known from items; shrinks as 1 / seeds
     var_items: float  # of the mean: shrinks as 1 / items, and not with seeds
     df_items: float
     n_seeds: int
@@ -38,34 +39,38 @@ class Crossed:
     @property
     def se(self) -> float:
         """Standard error of `delta`, in its units."""
-        return float(np.sqrt(self.var_seeds + self.var_items))
+        return float(np.sqrt(self.var_seeds + self.var_noise + self.var_items))
 
     def critical(self, tail: float) -> float:
         """Return how many standard errors leave `tail` on one side (see `crossed` on why it is no plain t quantile)."""
-        total = self.var_seeds + self.var_items
+        total = self.var_seeds + self.var_noise + self.var_items
         share = self.var_seeds / total if total > 0 else float(self.n_seeds > 1)
         of_seeds = -float(special.stdtrit(max(self.n_seeds - 1, 1), tail)) if share > 0 else 0.0
-        return share * of_seeds - (1 - share) * float(special.stdtrit(self.df_items, tail))
+        of_items = float(special.stdtrit(self.df_items, tail))
+        return float(np.sqrt(share * of_seeds**2 + (1 - share) * of_items**2))
 
 
-def crossed(blocks: Sequence[np.ndarray], weights: Sequence[float]) -> Crossed:
+def crossed(blocks: Sequence[np.ndarray], weights: Sequence[float] | np.ndarray) -> Crossed:
     """Estimate the mean difference and its variance in the two-way crossed random-effects model.
 
-    The model, within a task t, is d[s, i] = μ_t + seed_s + (seed x task)_st + item_i + e_si: every seed is examined on the
-    same items, so seeds and items are crossed, and items are nested in tasks. This is the multi-reader multi-case
-    design (Dorfman, Berbaum & Metz 1992; Hillis 2007, Stat. Med. 26:596) with seeds for readers. Then
+    The model, within a task t, is d[s, i] = μ_t + seed_s + (seed x task)_st + item_i + e_si: every seed is examined
+    on the same items, so seeds and items are crossed, and items are nested in tasks. This is the multi-reader
+    multi-case design (Dorfman, Berbaum & Metz 1992; Hillis 2007, Stat. Med. 26:596) with seeds for readers. Then
 
         Var(mean) = var_s(seed means) / S  +  Σ_t w_t² · max(0, MS_item,t − MS_resid,t) / (S · I_t).
 
-    The first part already holds the residual e, because a seed's mean averages over its own e; only what all seeds share,
-    the luck of the items, must be added, hence MS_item − MS_resid, which estimates S · Var(item). For one task and no
-    truncation it is the ANOVA estimator (MS_seed + MS_item − MS_resid) / (S·I).
+    The first part already holds the residual e, because a seed's mean averages over its own e; only what all seeds
+    share, the luck of the items, must be added, hence MS_item − MS_resid, which estimates S · Var(item). For one task
+    and no truncation it is the ANOVA estimator (MS_seed + MS_item − MS_resid) / (S·I). Three seeds that agree by luck
+    would give a first part below Σ w_t² · MS_resid,t / (S·I_t), which the items prove to be there; it is topped up
+    (`var_noise`).
 
-    The critical value is Cochran and Cox's (1950): the mean of the t quantiles with S − 1 and with the items' (Satterthwaite)
-    degrees of freedom, weighted by the two parts of the variance. One Satterthwaite df for the sum is the textbook choice,
-    but with few seeds a seed variance that is small by luck also makes its df large: in simulations under the null it
-    rejects up to 13 % at 2 seeds and 8 % at 3, for a nominal 5 %; Cochran's stays at or below 5 % (6 % at 2 seeds).
-    One item a task gives the paired t-test over seeds. With one seed only the items' part exists, var_i / I, and says nothing about other seeds.
+    Interval: half² = t²(S − 1) · var_seeds + t²(items) · (var_noise + var_items), the squares of half-widths added
+    (Howe 1974; Graybill & Wang 1980), the items' df after Satterthwaite. One Satterthwaite df for the sum is the
+    textbook choice, but with few seeds a seed variance that is small by luck also makes its df large: under the null
+    it rejects up to 13 % at 2 seeds and 8 % at 3, for a nominal 5 %; this one stays at or below 5 %. One item a task
+    gives the paired t-test over seeds. With one seed only the items' part exists, var_i / I, and says nothing about
+    other seeds.
 
     Args:
         blocks: paired differences [seeds, items], one array a task, without NaN.
@@ -78,28 +83,37 @@ def crossed(blocks: Sequence[np.ndarray], weights: Sequence[float]) -> Crossed:
     freedom = np.array([max(block.shape[1] - 1, 1) for block in blocks], dtype=float)
     var_seeds = float(np.var(seed_means, ddof=1)) / n_seeds if n_seeds > 1 else 0.0
     var_items, delta = float(parts.sum()), float(np.mean(seed_means))
-    if var_seeds + var_items <= (_TINY * scale) ** 2:  # NaN (one seed, one item) passes by
-        var_seeds = var_items = 0.0
+    noise = sum(w * w * _residual(block) for w, block in zip(weights, blocks, strict=True))
+    if var_seeds + noise + var_items <= (_TINY * scale) ** 2:  # NaN (one seed, one item) passes by
+        var_seeds = noise = var_items = 0.0
         parts = np.zeros_like(parts)
     below = float((parts**2 / freedom).sum())
     df_items = var_items**2 / below if below > 0 else float(freedom.sum())
     n_items = sum(block.shape[1] for block in blocks)
     delta = 0.0 if abs(delta) <= _TINY * scale else delta
-    return Crossed(delta, var_seeds, var_items, df_items, n_seeds, n_items, np.asarray(seed_means))
+    return Crossed(
+        delta, var_seeds, max(0.0, noise - var_seeds), var_items, df_items, n_seeds, n_items, np.asarray(seed_means)
+    )
 
 
 def _item_variance(block: np.ndarray) -> float:
-    """Variance that one task's items give its mean difference, apart from seeds; NaN when one number is all there is."""
+    """Variance that one task's items give its mean, apart from seeds; NaN when there is a single number."""
     n_seeds, n_items = block.shape
     if n_items < 2:
         return 0.0 if n_seeds > 1 else float("nan")
     items = block.mean(axis=0)
     if n_seeds == 1:
         return float(np.var(items, ddof=1)) / n_items
-    mean_square_items = n_seeds * float(np.var(items, ddof=1))
-    rest = block - block.mean(axis=1, keepdims=True) - items + items.mean()
-    mean_square_rest = float(np.einsum("si,si->", rest, rest)) / ((n_seeds - 1) * (n_items - 1))
-    return max(0.0, mean_square_items - mean_square_rest) / (n_seeds * n_items)
+    return max(0.0, float(np.var(items, ddof=1)) / n_items - _residual(block))
+
+
+def _residual(block: np.ndarray) -> float:
+    """Variance that the seed x item residual gives one task's mean: MS_resid / (S · I)."""
+    n_seeds, n_items = block.shape
+    if n_seeds < 2 or n_items < 2:
+        return 0.0
+    rest = block - block.mean(axis=1, keepdims=True) - block.mean(axis=0) + block.mean()
+    return float(np.einsum("si,si->", rest, rest)) / ((n_seeds - 1) * (n_items - 1) * n_seeds * n_items)
 
 
 def t_interval(fit: Crossed, level: float) -> tuple[float, float]:
@@ -115,7 +129,7 @@ def t_p_value(fit: Crossed) -> float:
     distance = abs(fit.delta) / fit.se
     if not np.isfinite(distance):
         return float("nan")
-    low, high = np.log(1e-250), np.log(0.5)
+    low, high = np.log(1e-50), np.log(0.5)
     if fit.critical(float(np.exp(low))) <= distance:
         return 0.0
     return 2 * float(np.exp(optimize.brentq(lambda tail: fit.critical(float(np.exp(tail))) - distance, low, high)))
@@ -180,9 +194,8 @@ class Resampler:
         out = []
         for position, block in zip(positions, blocks, strict=True):
             items = self.counts("items", position, block.shape[1])
-            out.append(
-                np.einsum("bi,bi->b", seeds @ block.astype(np.float32), items, dtype=np.float32) / block.shape[1]
-            )
+            by_item = seeds @ block.astype(np.float32)
+            out.append(np.einsum("bi,bi->b", by_item, items, dtype=np.float32) / block.shape[1])
         return np.array(out, dtype=float)
 
 
@@ -190,8 +203,8 @@ def bootstrap_interval(fit: Crossed, resampled: np.ndarray, level: float) -> tup
     """Return the bootstrap percentile interval with a small-sample correction.
 
     The plain percentile interval of a few seeds is too narrow ((S−1)/S in variance, normal instead of t tails), and
-    resampling rows and columns counts the residual up to three times (Owen 2007, "the pigeonhole bootstrap"), which is too
-    wide. So the resamples give the shape (skewness), the crossed model gives the scale: deviations from the centre
+    resampling rows and columns counts the residual up to three times (Owen 2007, "the pigeonhole bootstrap"), which is
+    too wide. So the resamples give the shape (skewness), the crossed model gives the scale: deviations from the centre
     are multiplied by (model se / bootstrap sd) · (critical value / normal quantile).
     """
     spread = float(resampled.std())
@@ -205,7 +218,7 @@ def bootstrap_interval(fit: Crossed, resampled: np.ndarray, level: float) -> tup
 
 
 def adjust(p_values: np.ndarray, method: str) -> np.ndarray:
-    """Return p-values adjusted by `holm` or `fdr_bh`; NaN (no test was made) stays NaN and is no member of the family."""
+    """Return p-values adjusted by `holm` or `fdr_bh`; NaN (no test was made) stays NaN, outside the family."""
     adjusted = np.full(len(p_values), np.nan)
     tested = ~np.isnan(p_values)
     if tested.any():
@@ -213,16 +226,16 @@ def adjust(p_values: np.ndarray, method: str) -> np.ndarray:
     return adjusted
 
 
-def mcnemar(a: np.ndarray, b: np.ndarray) -> float:
-    """Return the exact McNemar p of two 0/1 vectors over the same items."""
-    wins, losses = int(np.sum(a > b)), int(np.sum(a < b))
+def mcnemar(wins: int, losses: int) -> float:
+    """Return the exact McNemar p from the discordant counts; 1 when there are none."""
     return float(_mcnemar([[0, wins], [losses, 0]], exact=True).pvalue) if wins + losses else 1.0
 
 
 def detectable(fit: Crossed, alpha: float, power: float = 0.8) -> float:
     """Return the true difference that this design would have found with probability `power`, in units of `delta`.
 
-    It is (critical(α/2) + critical(1 − power)) · se at the observed variance; about the design, not a post-hoc power of the result.
+    It is (critical(α/2) + critical(1 − power)) · se at the observed variance: a fact about the
+    design, not a post-hoc power of the result.
     """
     return (fit.critical(alpha / 2) + fit.critical(1 - power)) * fit.se
 
@@ -237,13 +250,14 @@ def seeds_needed(fit: Crossed, alpha: float, margin: float) -> float:
         return float("nan")
 
     def half(seeds: int, tail: float) -> float:
-        planned = replace(fit, var_seeds=fit.var_seeds * fit.n_seeds / seeds, n_seeds=seeds)
+        ratio = fit.n_seeds / seeds
+        planned = replace(fit, var_seeds=fit.var_seeds * ratio, var_noise=fit.var_noise * ratio, n_seeds=seeds)
         return planned.critical(tail) * planned.se
 
     def decided(seeds: int) -> bool:
         return half(seeds, alpha / 2) < abs(fit.delta) or half(seeds, alpha) + abs(fit.delta) < margin
 
-    if not decided(10**9):
+    if not decided(10**12):  # as good as infinitely many
         return float("nan")
     found = bisect.bisect_left(range(fit.n_seeds + 1, SEEDS_CAP), True, key=decided)
     return float(fit.n_seeds + 1 + found)

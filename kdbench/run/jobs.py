@@ -86,7 +86,7 @@ class Planner:
         data.split(self.documents)
         self.corpus = data.fingerprint(self.documents)
         self.vocabulary = self._vocabulary()
-        self.parameters = {name: self._parameters(name) for name in (*suite.students, *suite.teachers)}
+        self.configs = {name: self._config(name) for name in dict.fromkeys((*suite.students, *suite.teachers))}
         self.jobs: dict[str, Job] = {}
         self.cells: list[tuple[Cell, Job]] = []
 
@@ -110,19 +110,19 @@ class Planner:
         spec = self.suite.data.tokenizer
         return spec.bpe or len(models.load_tokenizer((self.base / str(spec.path)).resolve()))
 
-    def _parameters(self, name: str) -> int:
-        """Count a model's parameters; on the way, refuse what cannot be made or does not fit the tokenizer."""
+    def _config(self, name: str) -> Any:
+        """Return a model's transformers config; refuse what cannot be made or does not fit the tokenizer."""
         spec = self.suite.models[name]
         try:
             if spec.path is not None:
-                return self._saved_parameters((self.base / spec.path).resolve())
-            init = spec.init.model_dump() if spec.init else {}
-            config = models.architecture_config(init, self.vocabulary, self.suite.data.length, (0, 1), False)
-            return models.parameters(config)
+                return self._saved_config((self.base / spec.path).resolve())
+            assert spec.init is not None
+            init = spec.init.model_dump()
+            return models.architecture_config(init, self.vocabulary, self.suite.data.length, (0, 1), False)
         except ConfigError as error:
             raise ConfigError(f"models.{name}: {error}") from None
 
-    def _saved_parameters(self, folder: Path) -> int:
+    def _saved_config(self, folder: Path) -> Any:
         models.check_folder(folder)
         config = models.load_config(folder)
         own = models.load_tokenizer(folder).get_vocab() if list(folder.glob("tokenizer*")) else None
@@ -132,7 +132,20 @@ class Planner:
                 f"vocabulary mismatch: expected the suite's tokenizer of {self.vocabulary:,} entries, found {found:,} "
                 f"in {folder}; teacher and student must share one tokenizer (data.tokenizer.path may name it)"
             )
-        return models.parameters(config)
+        return config
+
+    def count_parameters(self) -> dict[str, int]:
+        """Return every model's number of parameters, from its config alone (imports the architectures)."""
+        return {name: models.parameters(config) for name, config in self.configs.items()}
+
+    def hidden_size(self, name: str) -> int:
+        """Return the width of what enters a model's output head."""
+        config = self.configs[name]
+        return int(getattr(config, "word_embed_proj_dim", None) or config.hidden_size)
+
+    def _rough_parameters(self, name: str) -> float:
+        config = self.configs[name]
+        return 12.0 * config.num_hidden_layers * config.hidden_size**2 + self.vocabulary * config.hidden_size
 
     def _add(self, job: Job) -> Job:
         return self.jobs.setdefault(job.id, job)
@@ -184,8 +197,9 @@ class Planner:
         if spec.pretrain is not None:
             inputs["pretrain"] = training(spec.pretrain, self.suite.data.length) | {"seed": spec.pretrain.seed}
         title = f"model {name}" + (f" · seed {seed}" if spec.init_seed == "run" else "")
-        cost = 6.0 * self.parameters[name] * (spec.pretrain.tokens if spec.pretrain else 0)
-        return self._add(Job("models", title, inputs, (text.id,), cost=cost))
+        tokens = spec.pretrain.tokens if spec.pretrain else 0
+        cost = 6.0 * self._rough_parameters(name) * tokens
+        return self._add(Job("models", title, inputs, (text.id,), {"tokens": tokens}, cost=cost))
 
     def distillation_tokens(self) -> int:
         """Return the size of the distillation set: as the suite says, or as much as the training reads."""

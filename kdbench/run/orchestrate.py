@@ -159,7 +159,6 @@ def write_plan(plan: Plan, store: Store, overrides: Sequence[str]) -> None:
         "suite": plan.suite.model_dump(mode="json"),
         "overrides": list(overrides),
         "environment": plan.planner.environment,
-        "parameters": plan.planner.parameters,
         "cells": cells,
     }
     path = store.suite_folder(plan.suite.name) / "plan.json"

@@ -235,3 +235,25 @@ def needs_teacher(spec: dict[str, Any]) -> bool:
     from kdbench.registry import get
 
     return get(spec["name"]).needs_teacher
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON Schema of a suite file, for completion in editors (`suites/schema.json`)."""
+    schema = Suite.model_json_schema()
+    schema["title"] = "kdbench suite"
+    schema["properties"]["objectives"]["items"] = {
+        "anyOf": [
+            {"type": "string", "description": "name, or base+wrapper: kl, reverse_kl+atkd"},
+            {"type": "object", "required": ["name"], "properties": {"name": {"type": "string"}, "label": {"type": "string"}}},
+        ]
+    }
+    return schema
+
+
+if __name__ == "__main__":
+    import json
+    from pathlib import Path
+
+    from kdbench.files import atomic_write
+
+    atomic_write(Path("suites/schema.json"), json.dumps(json_schema(), indent=1) + "\n")

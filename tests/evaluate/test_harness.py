@@ -237,6 +237,7 @@ def test_the_scores_are_those_of_the_lm_eval_command_line(model, tokenizer, smal
     assert_same_items(found, samples_of)
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif("not __import__('torch').cuda.is_available()", reason="no CUDA device")
 def test_a_model_on_a_gpu_is_examined_there(model, tokenizer, small_tasks):
     cpu = examine(model, tokenizer, small_tasks, batch_size=16)

@@ -1,0 +1,34 @@
+# Needs Python 3.11 or newer and make, nothing else. Everything is installed from locks with hashes into .venv.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
+
+.PHONY: quickstart install test lock schema
+
+quickstart: install  ## install, run the quickstart suite, print the verdict
+	$(BIN)/kdbench run suites/quickstart.yaml
+
+install: $(VENV)/.installed-run
+
+test: $(VENV)/.installed-test  ## install with the test extra, check the style, run the tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest
+
+$(VENV)/.installed-%: locks/%.txt locks/uv.txt pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r locks/uv.txt
+	$(UV) --require-hashes -r $<
+	$(UV) --no-deps --no-build-isolation -e .
+	touch $@
+
+lock:  ## resolve the dependencies anew
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate \
+	  --no-header --upgrade pyproject.toml --extra demo -o locks/run.txt
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate \
+	  --no-header --upgrade pyproject.toml --extra demo --extra test -c locks/run.txt -o locks/test.txt
+
+schema:  ## write suites/schema.json from the code
+	$(BIN)/python -m kdbench.suite.schema

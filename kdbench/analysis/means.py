@@ -1,0 +1,86 @@
+"""Mean scores of every arm, and how much of the way from floor to ceiling it went."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+
+from kdbench.analysis.scores import Place, Scores
+
+COLUMNS = ["objective", "student", "teacher", "task", "mean", "sd_seeds", "n_seeds", "gap_recovered"]
+
+
+def mean_scores(data: Scores, weights: Mapping[str, float] | None) -> pd.DataFrame:
+    """Return a row per arm, (student, teacher) and task, and `overall` (weighted mean over the arm's tasks).
+
+    `mean` and `sd_seeds` (standard deviation over seeds, NaN for one seed) are in units of score. `gap_recovered` =
+    (mean − floor) / (ceiling − floor), NaN where either is unknown or the ceiling is not above the floor.
+    """
+    per_task = {task: _row_means(data.values[:, part]) for task, part in data.columns.items()}
+    total = {
+        arm: {p: _by_task(per_task, list(s.values()), weights) for p, s in d.items()} for arm, d in data.arms.items()
+    }
+    rows = []
+    for objective, places in total.items():
+        for place, tasks in places.items():
+            floor, ceiling = _at_floor(total, place), _at_ceiling(total, place)
+            for task, values in tasks.items():
+                sd = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
+                gap = _gap(float(values.mean()), floor.get(task), ceiling.get(task))
+                rows.append([objective, *place, task, float(values.mean()), sd, len(values), gap])
+    frame = pd.DataFrame(rows, columns=COLUMNS)
+    for position, name in enumerate(COLUMNS[:4]):
+        frame[name] = pd.Series([row[position] for row in rows], dtype=object)
+    return frame
+
+
+def _row_means(part: np.ndarray) -> np.ndarray:
+    """Mean over the answered items of each row; NaN for a row without any."""
+    counts = np.count_nonzero(~np.isnan(part), axis=1)
+    return np.where(counts > 0, np.nansum(part, axis=1) / np.maximum(counts, 1), np.nan)
+
+
+def _by_task(
+    per_task: dict[str, np.ndarray], rows: list[int], weights: Mapping[str, float] | None
+) -> dict[str, np.ndarray]:
+    """Means of one arm, one a seed, by task; seeds that lack a task do not enter `overall`."""
+    found = {task: means[rows] for task, means in per_task.items()}
+    found = {task: means for task, means in found.items() if not np.isnan(means).all()}
+    given = np.array([1.0 if weights is None else weights[task] for task in found])
+    overall = (given / given.sum()) @ np.array(list(found.values()))
+    out = {task: means[~np.isnan(means)] for task, means in found.items()}
+    if not np.isnan(overall).all():
+        out["overall"] = overall[~np.isnan(overall)]
+    return out
+
+
+def _at_floor(total: dict, place: Place) -> dict[str, np.ndarray]:
+    """Return the untouched student's means."""
+    arm = total.get("floor", {})
+    for candidate in (place, (place[0], None)):
+        if candidate in arm:
+            return arm[candidate]
+    return {}
+
+
+def _at_ceiling(total: dict, place: Place) -> dict[str, np.ndarray]:
+    """Return the teacher's means; for an arm without teacher, those of the only teacher there is."""
+    student, teacher = place
+    arm = total.get("ceiling", {})
+    for candidate in ((student, teacher), (None, teacher)):
+        if candidate in arm:
+            return arm[candidate]
+    fitting = [means for (_, name), means in arm.items() if name == teacher or teacher is None]
+    teachers = {name for _, name in arm}
+    return fitting[0] if fitting and (teacher is not None or len(teachers) == 1) else {}
+
+
+def _gap(mean: float, floor: np.ndarray | None, ceiling: np.ndarray | None) -> float:
+    """Share of the distance floor → ceiling, 1 at the ceiling."""
+    if floor is None or ceiling is None:
+        return math.nan
+    low, high = float(floor.mean()), float(ceiling.mean())
+    return (mean - low) / (high - low) if high > low else math.nan

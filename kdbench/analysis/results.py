@@ -1,0 +1,147 @@
+"""Read results back from the store: only what is complete and checksummed is shown."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kdbench.errors import ConfigError, StoreError, did_you_mean
+from kdbench.files import read_json
+from kdbench.run.store import Store
+from kdbench.suite.matrix import CEILING
+
+if TYPE_CHECKING:
+    import pandas
+
+COLUMNS = ["objective", "student", "teacher", "seed", "task", "item", "score"]
+METRICS = {"acc": ("acc", 1.0), "word_log_likelihood": ("word_nll", -1.0)}  # name → (as stored, sign: more is better)
+
+
+@dataclass(frozen=True)
+class SuiteResults:
+    """What the store holds of a suite.
+
+    Attributes:
+        plan: suite, overrides, environment and cells as last planned.
+        cells: one dict a cell: its names, `key`, `status` (`ok`, `diverged`, `failed`, `missing`), and what is known.
+    """
+
+    store: Store
+    plan: dict[str, Any]
+    cells: list[dict[str, Any]]
+
+    @property
+    def name(self) -> str:
+        """The suite's name."""
+        return self.plan["suite"]["name"]
+
+    @property
+    def folder(self) -> Path:
+        """Where the report goes."""
+        return self.store.suite_folder(self.name)
+
+
+def open_suite(results_dir: Path | str, suite: str | None = None) -> SuiteResults:
+    """Read a suite's results; without a name, the one planned last.
+
+    Raises:
+        ConfigError: no such suite in the folder.
+    """
+    store = Store(Path(results_dir))
+    plans = {path.parent.name: path for path in store.root.glob("suites/*/plan.json")}
+    if not plans:
+        raise ConfigError(f"no results in {store.root}: expected suites/<name>/plan.json; run a suite first")
+    name = suite or max(plans, key=lambda one: plans[one].stat().st_mtime)
+    if name not in plans:
+        raise ConfigError(f"no results of suite {name!r} in {store.root}.{did_you_mean(name, plans)}")
+    plan = read_json(plans[name])
+    return SuiteResults(store, plan, [_cell(store, entry) for entry in plan["cells"]])
+
+
+def _cell(store: Store, planned: dict[str, Any]) -> dict[str, Any]:
+    entry = store.entry("cells", planned["key"])
+    facts = {name: planned[name] for name in ("arm", "student", "teacher", "seed", "key")}
+    done = entry.done()
+    if done is None:
+        return facts | {"status": "missing", "path": entry.path}
+    try:
+        entry.verified()
+        metrics = read_json(entry.path / "results.json") if done["status"] == "ok" else {}
+    except StoreError as error:
+        return facts | {"status": "damaged", "reason": str(error), "path": entry.path}
+    subject = planned["inputs"].get("student") if planned["arm"] != CEILING else planned["inputs"]["teacher"]
+    model = entry.path / "model"
+    if not model.is_dir():
+        model = store.entry("models", str(subject)).path / "model"
+    return facts | {
+        "status": done["status"],
+        "path": entry.path,
+        "model": model,
+        "metrics": metrics,
+        "timing": done["timing"],
+        "done": done,
+    }
+
+
+def load_scores(results_dir: Path | str, suite: str | None = None, metric: str = "acc") -> pandas.DataFrame:
+    """Return the item scores of a suite as a tidy table, a row an item.
+
+    Columns: `objective` (an arm's label, `floor`, or `ceiling`), `student`, `teacher` (null where none is needed),
+    `seed` (null where nothing is drawn), `task`, `item` (id and content hash), `score` (more is better).
+
+    Args:
+        metric: `acc` (0 or 1 an item) or `word_log_likelihood` (nats per word, negative).
+
+    Raises:
+        ConfigError: no such suite or metric, or no cell is complete.
+    """
+    import pandas
+
+    if metric not in METRICS:
+        raise ConfigError(f"unknown metric {metric!r}.{did_you_mean(metric, METRICS)}")
+    found = open_suite(results_dir, suite)
+    frames = [
+        frame
+        for cell in found.cells
+        if cell["status"] == "ok"
+        for frame in _frames(cell, metric, found.plan["suite"]["students"])
+    ]
+    if not frames:
+        raise ConfigError(f"suite {found.name!r} has no complete cell in {results_dir}; run it first")
+    return pandas.concat(frames, ignore_index=True)
+
+
+def _frames(cell: dict[str, Any], metric: str, students: list[str]) -> list[pandas.DataFrame]:
+    """A ceiling has no student of its own: it stands beside every student."""
+    import pandas
+
+    stored, sign = METRICS[metric]
+    raw = pandas.read_parquet(cell["path"] / "samples.parquet")
+    raw = raw[raw["metric"] == stored]
+    item = raw["item"].astype(str) + "-" + raw["item_hash"].str.slice(0, 8)
+    frames = []
+    for student in students if cell["arm"] == CEILING else [cell["student"]]:
+        names = {"objective": cell["arm"], "student": student, "teacher": cell["teacher"], "seed": cell["seed"]}
+        frame = pandas.DataFrame({"task": raw["task"], "item": item, "score": raw["score"] * sign}).assign(
+            objective=pandas.Series(names["objective"], raw.index, dtype="object"),
+            student=pandas.Series(names["student"], raw.index, dtype="object"),
+            teacher=pandas.Series(names["teacher"], raw.index, dtype="object"),
+            seed=pandas.array([names["seed"]] * len(raw), dtype="Int64"),
+        )
+        frames.append(frame[COLUMNS])
+    return frames
+
+
+def history(results: SuiteResults) -> pandas.DataFrame:
+    """Return the training curves: objective, student, teacher, seed, step, loss and its terms."""
+    import pandas
+
+    records = []
+    for cell in results.cells:
+        path = cell["path"] / "metrics.jsonl"
+        if cell["status"] == "ok" and path.is_file():
+            names = {name: cell[name] for name in ("student", "teacher", "seed")} | {"objective": cell["arm"]}
+            records += [names | json.loads(line) for line in path.read_text().splitlines()]
+    return pandas.DataFrame(records)

@@ -1,0 +1,308 @@
+"""MLflow as a mirror: one exporter, fed while cells run, rebuildable from the store at any time.
+
+Experiment = suite, parent run = invocation, child run = cell. Results on disk are the truth: if MLflow is down, locked
+or deleted, training goes on, and `kdbench mlflow sync` makes the mirror whole again. Timestamps come from the
+committed facts, so a second export adds nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import queue
+import threading
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from kdbench.run.jobs import Job
+from kdbench.run.store import Store
+
+BATCH = 1000
+LIVE_EVERY_S = 5.0
+KEY_TAG, DONE_TAG = "kdbench.cell_key", "kdbench.done"
+TERMINAL = {"ok": "FINISHED", "diverged": "FAILED", "failed": "FAILED"}
+NAMES = {  # how a person reads the examination's metrics
+    "nats_per_token": "held_out/nats_per_token",
+    "kl_to_teacher": "held_out/kl_to_teacher_nats",
+    "reverse_kl_to_teacher": "held_out/reverse_kl_to_teacher_nats",
+    "top1_agreement": "held_out/top1_agreement_with_teacher",
+}
+
+
+def quiet_environment() -> None:
+    """No telemetry, no pickles, no chatter; to be called before MLflow is imported."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("DO_NOT_TRACK", "true")
+    os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
+    for name in ("alembic", "mlflow.store.db.utils"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def tracking_uri(store: Store) -> str:
+    """Return MLFLOW_TRACKING_URI if set, else the SQLite file beside the results."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{store.root.resolve() / 'mlflow.db'}"
+
+
+def create_database(store: Store) -> None:
+    """Make the SQLite file whole before anyone opens it.
+
+    MLflow's first open runs its migrations in place: killed in between, or raced by another process, the file stays
+    broken for ever. So it is built under a lock in a temporary file and renamed.
+    """
+    path = store.root.resolve() / "mlflow.db"
+    with FileLock(store.root / ".mlflow.lock"):
+        if path.exists():
+            return
+        from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+        temporary = path.with_name(f".tmp-mlflow-{os.getpid()}.db")
+        temporary.unlink(missing_ok=True)
+        made = SqlAlchemyStore(f"sqlite:///{temporary}", str(store.root.resolve() / "mlartifacts"))
+        made.engine.dispose()
+        os.replace(temporary, path)
+
+
+class Mirror:
+    """Writes cells into MLflow; every method may be called again without harm.
+
+    Args:
+        plan: a suite's plan.json.
+    """
+
+    def __init__(self, store: Store, plan: dict[str, Any]):
+        quiet_environment()
+        import mlflow
+
+        self.store, self.plan = store, plan
+        self.uri = tracking_uri(store)
+        if self.uri.startswith("sqlite:///") and "MLFLOW_TRACKING_URI" not in os.environ:
+            create_database(store)
+        self.client = mlflow.MlflowClient(self.uri)
+        self.experiment = self._experiment()
+        self.runs: dict[str, str] = {}
+        self.logged: dict[str, int] = {}
+
+    def _experiment(self) -> str:
+        name = self.plan["suite"]["name"]
+        found = self.client.get_experiment_by_name(name)
+        if found is not None:
+            if found.lifecycle_stage == "deleted":
+                self.client.restore_experiment(found.experiment_id)
+            return found.experiment_id
+        local = self.uri.startswith("sqlite:///")
+        place = (self.store.root.resolve() / "mlartifacts" / name).as_uri() if local else None
+        question = self.plan["suite"]["question"]
+        return self.client.create_experiment(name, artifact_location=place, tags={"mlflow.note.content": question})
+
+    def parent(self, invocation: str, started_ms: int) -> str:
+        """Return the run of an invocation, made if needed."""
+        return self._find("kdbench.invocation", invocation) or self._new_parent(invocation, started_ms)
+
+    def _new_parent(self, invocation: str, started_ms: int) -> str:
+        environment = self.plan["environment"]
+        tags = {"kdbench.invocation": invocation, "kdbench.protocol": environment["protocol"]}
+        tags |= {f"kdbench.version.{name}": value for name, value in environment["versions"].items()}
+        tags |= {"kdbench.overrides": " ".join(self.plan["overrides"])}
+        run = self.client.create_run(self.experiment, start_time=started_ms, tags=tags, run_name=f"run {invocation}")
+        self.client.log_dict(run.info.run_id, self.plan["suite"], "suite.json")
+        return run.info.run_id
+
+    def finish_parent(self, run_id: str, status: str, artifacts: Iterable[Path] = ()) -> None:
+        """Close an invocation's run and attach the report."""
+        for path in artifacts:
+            self.client.log_artifact(run_id, str(path))
+        self.client.set_terminated(run_id, status)
+
+    def _find(self, tag: str, value: str) -> str | None:
+        found = self.client.search_runs([self.experiment], f"tags.`{tag}` = '{value}'", max_results=1)
+        return found[0].info.run_id if found else None
+
+    def cell_run(self, cell: dict[str, Any], parent: str, started_ms: int) -> str:
+        """Return a cell's run, made if needed; one cell has one run, whoever made it."""
+        key = cell["key"]
+        if key not in self.runs:
+            self.runs[key] = self._find(KEY_TAG, key) or self._new_cell_run(cell, parent, started_ms)
+        return self.runs[key]
+
+    def _new_cell_run(self, cell: dict[str, Any], parent: str, started_ms: int) -> str:
+        from mlflow.entities import Param
+
+        names = {name: str(cell[name]) for name in ("arm", "student", "teacher", "seed") if cell[name] is not None}
+        tags = {"mlflow.parentRunId": parent, KEY_TAG: cell["key"]}
+        tags |= {f"kdbench.{'objective' if name == 'arm' else name}": value for name, value in names.items()}
+        title = " · ".join(
+            part
+            for part in (
+                cell["arm"],
+                " ← ".join(filter(None, (cell["student"], cell["teacher"]))),
+                "" if cell["seed"] is None else f"seed {cell['seed']}",
+            )
+            if part
+        )
+        run = self.client.create_run(self.experiment, start_time=started_ms, tags=tags, run_name=title)
+        params = [Param(key, str(value)[:500]) for key, value in sorted(_params(cell).items())]
+        self.client.log_batch(run.info.run_id, params=params)
+        return run.info.run_id
+
+    def steps(self, run_id: str, records: list[dict[str, Any]], stamp: Any) -> None:
+        """Log the records of steps that are not there yet; `stamp(step)` gives milliseconds."""
+        from mlflow.entities import Metric
+
+        if run_id not in self.logged:
+            seen = self.client.get_metric_history(run_id, "train/loss")
+            self.logged[run_id] = max((point.step for point in seen), default=0)
+        fresh = [record for record in records if record["step"] > self.logged[run_id]]
+        points = [
+            Metric(f"train/{name}", value, stamp(record["step"]), record["step"])
+            for record in fresh
+            for name, value in record.items()
+            if name not in ("step", "event", "total") and isinstance(value, int | float)
+        ]
+        for begin in range(0, len(points), BATCH):
+            self.client.log_batch(run_id, metrics=points[begin : begin + BATCH])
+        if fresh:
+            self.logged[run_id] = fresh[-1]["step"]
+
+    def complete(self, cell: dict[str, Any], parent: str, folder: Path, done: dict[str, Any]) -> None:
+        """Bring a cell's run to its committed state: curves, scores, cost, artefacts, status."""
+        from mlflow.entities import Metric, RunTag
+
+        timing = done["timing"]
+        started = int(timing["started_at"] * 1000)
+        run_id = self.cell_run(cell, parent, started)
+        ended = started + int(timing["wall_s"] * 1000)
+        if self.client.get_run(run_id).data.tags.get(DONE_TAG) == done["key"]:
+            return
+        path = folder / "metrics.jsonl"
+        records = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+        share = timing.get("train_s", 0.0) / max(1, len(records))
+        self.steps(run_id, records, lambda step: started + int(1000 * share * step))
+        scores = json.loads((folder / "results.json").read_text()) if (folder / "results.json").is_file() else {}
+        values = {NAMES.get(name, f"eval/{name}"): value for name, value in scores.items()} | _cost(done, records)
+        self.client.log_batch(run_id, metrics=[Metric(name, value, ended, 0) for name, value in sorted(values.items())])
+        for name in ("inputs.json", "results.json", "samples.parquet", "metrics.jsonl"):
+            if (folder / name).is_file():
+                self.client.log_artifact(run_id, str(folder / name))
+        tags = {"kdbench.status": done["status"], "kdbench.model": str(cell.get("model", "")), DONE_TAG: done["key"]}
+        tags |= {"kdbench.reason": done["reason"]} if "reason" in done else {}
+        self.client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
+        self.client.set_terminated(run_id, TERMINAL[done["status"]], ended)
+
+    def close_unfinished(self) -> None:
+        """Mark runs whose cell did not end in this invocation; the next one opens them again."""
+        for run_id in self.runs.values():
+            if self.client.get_run(run_id).info.status == "RUNNING":
+                self.client.set_terminated(run_id, "KILLED")
+
+
+def _params(cell: dict[str, Any]) -> dict[str, Any]:
+    """Hyper-parameters only, flat: `objective.tau`, `train.lr`."""
+    inputs = cell["inputs"]
+    flat = {name: cell[name] for name in ("student", "teacher", "seed") if cell[name] is not None}
+    flat["objective"] = cell["arm"]
+    for section in ("objective", "train"):
+        for key, value in (inputs.get(section) or {}).items():
+            if isinstance(value, dict):
+                flat |= {f"{section}.{key}.{inner}": deep for inner, deep in value.items()}
+            elif value is not None:
+                flat[f"{section}.{key}"] = value
+    return flat
+
+
+def _cost(done: dict[str, Any], records: list[dict[str, Any]]) -> dict[str, float]:
+    timing = done["timing"]
+    cost = {"cost/wall_seconds": timing["wall_s"], "cost/peak_memory_mib": timing["peak_rss_mib"]}
+    cost |= {f"cost/{name}_seconds": timing[f"{name}_s"] for name in ("train", "examine") if f"{name}_s" in timing}
+    if done.get("tokens") and timing.get("train_s"):
+        cost["cost/tokens_per_second"] = done["tokens"] / timing["train_s"]
+    return cost
+
+
+class Exporter:
+    """Feeds the mirror from a thread of its own while cells run. What MLflow refuses never stops a run."""
+
+    def __init__(self, store: Store, plan: dict[str, Any], warn: Any):
+        self.store, self.plan, self.warn = store, plan, warn
+        self.cells = {cell["key"]: cell for cell in plan["cells"]}
+        self.events: queue.Queue[Any] = queue.Queue()
+        self.started_ms = int(time.time() * 1000)
+        self.invocation = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.started_ms / 1000))
+        self.failed = False
+        self.thread = threading.Thread(target=self._work, daemon=True)
+        self.thread.start()
+
+    def event(self, job: Job, event: dict[str, Any]) -> None:
+        """Take one event of a job (a Listener of the pool)."""
+        if job.kind == "cells" and event["event"] in ("started", "step", "finished"):
+            self.events.put((job.key, event, int(time.time() * 1000)))
+
+    def close(self, status: str, artifacts: Iterable[Path]) -> None:
+        """Write what is left and end the parent run."""
+        self.events.put((None, {"status": status, "artifacts": list(artifacts)}, 0))
+        self.thread.join()
+
+    def _work(self) -> None:
+        try:
+            self._mirror()
+        except Exception as error:
+            self.failed = True
+            self.warn(
+                f"MLflow: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''} — the results are "
+                "safe; `kdbench mlflow sync` writes them to MLflow later"
+            )
+
+    def _mirror(self) -> None:
+        mirror = Mirror(self.store, self.plan)
+        parent = mirror.parent(self.invocation, self.started_ms)
+        steps: dict[str, list[dict[str, Any]]] = {}
+        stamps: dict[tuple[str, int], int] = {}
+        flushed = time.monotonic()
+        while True:
+            key, event, now = self.events.get()
+            if key is None:
+                break
+            if event["event"] == "started":
+                mirror.cell_run(self.cells[key], parent, now)
+            elif event["event"] == "step":
+                steps.setdefault(key, []).append(event)
+                stamps[key, event["step"]] = now
+            elif event["event"] == "finished":
+                self._flush(mirror, parent, {key: steps.pop(key, [])}, stamps)
+                mirror.complete(self.cells[key], parent, self.store.entry("cells", key).path, event["done"])
+            if steps and time.monotonic() - flushed > LIVE_EVERY_S:
+                self._flush(mirror, parent, steps, stamps)
+                steps, flushed = {}, time.monotonic()
+        mirror.close_unfinished()
+        mirror.finish_parent(parent, event["status"], event["artifacts"])
+
+    def _flush(self, mirror: Mirror, parent: str, steps: dict[str, list[Any]], stamps: dict[tuple[str, int], int]) -> None:
+        for key, records in steps.items():
+            if records:
+                run_id = mirror.cell_run(self.cells[key], parent, stamps[key, records[0]["step"]])
+                mirror.steps(run_id, records, lambda step, key=key: stamps[key, step])
+
+
+def sync(store: Store, plan: dict[str, Any]) -> int:
+    """Write every complete cell of a suite into MLflow; return how many were not there yet."""
+    mirror = Mirror(store, plan)
+    added = 0
+    parent = None
+    for cell in plan["cells"]:
+        entry = store.entry("cells", cell["key"])
+        done = entry.done()
+        if done is None:
+            continue
+        known = mirror._find(DONE_TAG, cell["key"])
+        if known is None:
+            parent = parent or mirror.parent("sync", int(time.time() * 1000))
+            mirror.complete(cell, parent, entry.path, done)
+            added += 1
+    if parent:
+        mirror.finish_parent(parent, "FINISHED")
+    return added

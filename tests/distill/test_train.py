@@ -1,0 +1,233 @@
+"""Training is a function of its inputs: cut, cached, interrupted or not, it ends the same.
+
+    python -m pytest tests/distill/test_train.py
+"""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from kdbench.api import Field, Objective, Source
+from kdbench.distill import checkpoint, models, train
+from kdbench.distill.data import batch_rows
+from kdbench.distill.teacher import CachedTeacher, LiveTeacher, read_states, write_cache
+from kdbench.errors import ConfigError, Diverged, Interrupted
+from kdbench.registry import objective
+from tests.distill.conftest import VOCABULARY, tiny
+
+EVERY = ["sft", "kl", "reverse_kl", "atkd", "reverse_kl+atkd"]
+PLAN = train.Plan(steps=8, batch_rows=8, lr=1e-2, checkpoint_steps=3)
+
+
+def live(model, blocks):
+    return LiveTeacher(model, blocks, VOCABULARY, "float32")
+
+
+def cached(model, blocks, folder):
+    write_cache(folder, blocks, lambda part: read_states(model, part, VOCABULARY, "float32", torch.float32), lambda *_: None)
+    return CachedTeacher(folder, models.head(model, VOCABULARY))
+
+
+def learn(model, spec, blocks, teacher, folder, plan=PLAN, **options):
+    return train.train(
+        model, objective(spec), blocks, teacher, plan, seed=5, vocabulary=VOCABULARY, precision="float32",
+        folder=folder, **options,
+    )  # fmt: skip
+
+
+def weights(model):
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+@pytest.mark.parametrize("spec", EVERY)
+@pytest.mark.parametrize("micro", [1, 2, 4, 8])
+def test_micro_batches_give_the_gradient_of_the_whole_batch(spec, micro, student, teacher_model, blocks):
+    rows = batch_rows(0, 0, len(blocks), 8)
+    batch = train._batch(blocks, rows, live(teacher_model, blocks), student)
+    found = []
+    for size in (None, micro):
+        student.zero_grad()
+        total, terms = train.backward(student, objective(spec), batch, size, VOCABULARY, "float32")
+        found.append((total, terms, torch.cat([p.grad.flatten() for p in student.parameters()])))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
+    assert torch.allclose(found[0][2], found[1][2], atol=1e-6)
+
+
+@pytest.mark.parametrize("spec", EVERY)
+def test_cached_and_live_teachers_give_the_same_training(spec, teacher_model, blocks, tmp_path):
+    """Stated tolerance: weights within 1e-5 after eight steps; the forward passes differ in batch size alone."""
+    one, two = tiny(0), tiny(0)
+    learn(one, spec, blocks, live(teacher_model, blocks), tmp_path / "a")
+    learn(two, spec, blocks, cached(teacher_model, blocks, tmp_path / "cache"), tmp_path / "b")
+    assert torch.allclose(weights(one), weights(two), atol=1e-5)
+
+
+@pytest.mark.parametrize("stop_after", [1, 3, 5, 7])
+def test_an_interrupted_training_ends_with_the_same_bytes(stop_after, teacher_model, blocks, tmp_path):
+    undisturbed, resumed = tiny(0), tiny(0)
+    expected = learn(undisturbed, "atkd", blocks, live(teacher_model, blocks), tmp_path / "a")
+    steps = iter([0] * (stop_after - 1) + [143])
+    with pytest.raises(Interrupted) as stopped:
+        learn(tiny(0), "atkd", blocks, live(teacher_model, blocks), tmp_path / "b", should_stop=lambda: next(steps))
+    assert stopped.value.exit_code == 143
+    found = learn(resumed, "atkd", blocks, live(teacher_model, blocks), tmp_path / "b")
+    assert torch.equal(weights(undisturbed), weights(resumed))
+    assert found == expected
+
+
+@pytest.mark.parametrize("interval", [1, 7, 100])
+def test_the_checkpoint_interval_changes_nothing(interval, teacher_model, blocks, tmp_path):
+    one, two = tiny(0), tiny(0)
+    learn(one, "kl", blocks, live(teacher_model, blocks), tmp_path / "a")
+    other = train.Plan(**{**PLAN.__dict__, "checkpoint_steps": interval})
+    learn(two, "kl", blocks, live(teacher_model, blocks), tmp_path / "b", plan=other)
+    assert torch.equal(weights(one), weights(two))
+
+
+def test_dropout_is_drawn_from_the_step_and_leaves_the_global_rng_alone(blocks, tmp_path):
+    config = models.architecture_config(
+        {"architecture": "opt", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "dropout": 0.5},
+        VOCABULARY, 12, (0, 1), dropout=True,
+    )  # fmt: skip
+    plan = train.Plan(**{**PLAN.__dict__, "dropout": True})
+    found = []
+    for name in "ab":
+        torch.rand(3)
+        state = torch.get_rng_state()
+        model = models.make(config, 0)
+        learn(model, "sft", blocks, None, tmp_path / name, plan=plan)
+        assert torch.equal(state, torch.get_rng_state())
+        found.append(weights(model))
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "no marker"])
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_taken(damage, blocks, tmp_path):
+    whole = tiny(0)
+    learn(whole, "sft", blocks, None, tmp_path / "a")
+    model = tiny(0)
+    stops = iter([0] * 6 + [143])
+    with pytest.raises(Interrupted):
+        learn(model, "sft", blocks, None, tmp_path / "b", should_stop=lambda: next(stops))
+    newest = sorted((tmp_path / "b").glob("*.safetensors"))[-1]
+    if damage == "flip":
+        data = bytearray(newest.read_bytes())
+        data[-5] ^= 1
+        newest.write_bytes(bytes(data))
+    elif damage == "truncate":
+        newest.write_bytes(newest.read_bytes()[:100])
+    else:
+        newest.with_suffix(".json").write_text("{")
+    again = tiny(0)
+    learn(again, "sft", blocks, None, tmp_path / "b")
+    assert torch.equal(weights(whole), weights(again))
+    assert list((tmp_path / "b").glob("*.corrupt"))
+
+
+class Broken(Objective):
+    """Gives NaN from some step on."""
+
+    name = "broken"
+    source = Source("none", 2026)
+    needs_teacher = False
+    bad: float = Field(0.0)
+
+    def terms(self, student, teacher, target):
+        return {"x": student.log_prob_target * (float("nan") if len(CALLS) >= 4 else -1.0)}
+
+    def weights(self, tokens):
+        CALLS.append(1)
+        return {}
+
+
+CALLS: list[int] = []
+
+
+def test_a_loss_that_is_not_finite_ends_as_diverged_and_is_not_applied(blocks, tmp_path):
+    CALLS.clear()
+    model = tiny(0)
+    with pytest.raises(Diverged) as error:
+        train.train(
+            model, Broken(), blocks, None, PLAN, seed=0, vocabulary=VOCABULARY, precision="float32", folder=tmp_path
+        )
+    assert error.value.step == 3 and error.value.last_loss is not None
+    assert torch.isfinite(weights(model)).all()
+
+
+def test_every_row_is_read_once_an_epoch_and_a_batch_depends_on_seed_and_step_alone():
+    epoch = torch.cat([batch_rows(3, step, 24, 8) for step in range(3)])
+    assert epoch.sort().values.tolist() == list(range(24))
+    assert torch.equal(batch_rows(3, 1, 24, 8), batch_rows(3, 1, 24, 8))
+    assert not torch.equal(batch_rows(3, 0, 24, 8), batch_rows(4, 0, 24, 8))
+    assert len(batch_rows(3, 0, 5, 16)) == 16
+
+
+def test_the_learning_rate_warms_up_and_ends_near_zero():
+    plan = train.Plan(steps=100, batch_rows=1, lr=1.0, warmup=0.1)
+    rates = [train.learning_rate(plan, step) for step in range(100)]
+    assert rates[0] == 0.1 and rates[9] == 1.0 and 0 < rates[-1] < 0.001
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+
+
+def test_checkpoints_hold_tied_weights_once(student, tmp_path):
+    optimizer = torch.optim.AdamW(student.parameters())
+    packed = checkpoint.pack(student, optimizer)
+    assert sum(tensor.numel() for tensor in packed.values()) == sum(p.numel() for p in student.parameters())
+
+
+@pytest.mark.parametrize("architecture", ["opt", "gpt_neox", "llama"])
+def test_body_and_head_give_the_models_own_logits(architecture):
+    fields = {"intermediate_size": 32} if architecture != "opt" else {"word_embed_proj_dim": 8}
+    model = tiny(0, architecture=architecture, **fields).eval()
+    models.check_head(model)
+    ids = torch.arange(2, 10)[None]
+    assert torch.allclose(models.body(model, ids) @ models.head(model, VOCABULARY).t(), model(ids).logits, atol=1e-6)
+
+
+def test_a_model_that_changes_its_logits_after_the_head_is_refused():
+    model = tiny(0, architecture="gemma2", intermediate_size=32, head_dim=8, num_key_value_heads=1,
+                 final_logit_softcapping=0.5, query_pre_attn_scalar=8)  # fmt: skip
+    with pytest.raises(ConfigError, match="soft-capping"):
+        models.check_head(model.eval())
+
+
+def test_a_padded_vocabulary_is_cut_and_a_small_one_refused(student):
+    assert models.head(student, VOCABULARY - 5).shape[0] == VOCABULARY - 5
+    with pytest.raises(ConfigError, match="share the tokenizer"):
+        models.head(student, VOCABULARY + 1)
+
+
+def test_a_cache_goes_on_after_its_last_whole_shard(teacher_model, blocks, tmp_path, monkeypatch):
+    from kdbench.distill import teacher
+
+    monkeypatch.setattr(teacher, "SHARD_ROWS", 8)
+
+    def read(part):
+        return read_states(teacher_model, part, VOCABULARY, "float32", torch.float32)
+
+    write_cache(tmp_path / "whole", blocks, read, lambda *_: None)
+
+    def die(done, count):
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_cache(tmp_path / "cut", blocks, read, die)
+    made = []
+    write_cache(tmp_path / "cut", blocks, lambda part: made.append(1) or read(part), lambda *_: None)
+    assert len(made) == 1
+    for path in (tmp_path / "whole").iterdir():
+        assert path.read_bytes() == (tmp_path / "cut" / path.name).read_bytes()
+
+
+def test_stored_states_are_those_of_the_valid_positions(teacher_model, blocks, tmp_path):
+    signal = cached(teacher_model, blocks, tmp_path).signal(torch.tensor([0, 5, 7]))
+    assert len(signal.log_prob_target) == int(blocks.mask[[0, 5, 7], 1:].sum())
+    model = copy.deepcopy(teacher_model)
+    logits = model(blocks.ids[[0, 5, 7]].long()).logits[:, :-1][blocks.mask[[0, 5, 7], 1:]]
+    target = blocks.ids[[0, 5, 7], 1:][blocks.mask[[0, 5, 7], 1:]].long()
+    expected = logits.log_softmax(-1).gather(-1, target[:, None])[:, 0]
+    assert torch.allclose(signal.log_prob_target, expected, atol=1e-5)

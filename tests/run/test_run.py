@@ -1,0 +1,278 @@
+"""The whole path on a tiny suite, run as a user runs it: real students, real kills, the same bytes.
+
+    python -m pytest tests/run/test_run.py
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from kdbench.files import sha256_file
+from tests.conftest import SUITE, kdbench
+
+
+def products(results: Path) -> dict[str, str]:
+    """Every file of every cell that must not depend on when or how often the run was killed: name → sha256."""
+    found = {}
+    for done in results.glob("cells/*/DONE.json"):
+        for name in json.loads(done.read_text())["files"]:
+            found[f"{done.parent.name}/{name}"] = sha256_file(done.parent / name)
+    return found
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory, corpus_folder):
+    """The tiny suite, run once, undisturbed, with two workers."""
+    folder = tmp_path_factory.mktemp("world")
+    suite = folder / "tiny.yaml"
+    suite.write_text(SUITE.format(corpus=corpus_folder), encoding="utf-8")
+    process = kdbench("run", suite, "--results-dir", folder / "results", "--workers", 2, "--no-mlflow")
+    return folder, suite, folder / "results", process
+
+
+def test_a_run_ends_with_a_verdict_and_says_where_everything_is(world):
+    _, _, results, process = world
+    for part in ("kl", "sft", "atkd", "report", "results", "lm-eval tasks", str(results)):
+        assert part in process.stdout
+    assert (results / "suites" / "tiny" / "report.html").is_file()
+    assert len(list(results.glob("cells/*/DONE.json"))) == 13  # a ceiling, and 3 seeds of floor, sft, kl, atkd
+    assert "[" in process.stderr and "left" in process.stderr
+
+
+def test_arms_without_a_teacher_run_once_a_seed_and_floor_and_ceiling_are_there(world):
+    _, suite, results, _ = world
+    cells = json.loads((results / "suites" / "tiny" / "plan.json").read_text())["cells"]
+    count = {arm: sum(cell["arm"] == arm for cell in cells) for arm in ("floor", "ceiling", "sft", "kl", "atkd")}
+    assert count == {"floor": 3, "ceiling": 1, "sft": 3, "kl": 3, "atkd": 3}
+    assert all(cell["teacher"] is None for cell in cells if cell["arm"] in ("sft", "floor"))
+
+
+def test_the_second_run_does_nothing(world):
+    _, suite, results, _ = world
+    before = {path: path.stat().st_mtime_ns for path in results.glob("cells/*/*")}
+    process = kdbench("run", suite, "--results-dir", results, "--no-mlflow", "--json")
+    assert json.loads(process.stdout)["ran"] == 0
+    assert before == {path: path.stat().st_mtime_ns for path in results.glob("cells/*/*")}
+
+
+def test_scores_come_back_as_a_tidy_table(world):
+    import kdbench as public
+
+    _, _, results, _ = world
+    scores = public.load_scores(results, "tiny")
+    assert list(scores.columns) == ["objective", "student", "teacher", "seed", "task", "item", "score"]
+    assert set(scores.objective) == {"floor", "ceiling", "sft", "kl", "atkd"}
+    assert scores[scores.objective == "sft"].teacher.isna().all()
+    assert scores[scores.objective == "ceiling"].seed.isna().all()
+    table = public.compare(scores, baseline="sft", objectives=["kl", "atkd"]).table
+    assert set(table.objective) == {"kl", "atkd"} and "overall" in set(table.task)
+
+
+def test_compare_answers_from_the_store_alone(world):
+    folder, _, results, _ = world
+    asked = ("compare", "--results-dir", results, "--objectives", "kl,atkd")
+    text = kdbench(*asked, cwd=folder).stdout
+    assert "atkd" in text and "3 seeds" in text
+    found = json.loads(kdbench(*asked, "--json", cwd=folder).stdout)
+    assert found
+    assert "|" in kdbench(*asked, "--markdown", cwd=folder).stdout
+    assert "Did you mean 'atkd'" in kdbench("compare", "--results-dir", results, "--objectives", "kl,atk", check=2).stderr
+    assert "Did you mean 'swap'" in kdbench("compare", "--results-dir", results, "--metric", "swop", check=2).stderr
+    assert "Did you mean 'tiny'" in kdbench("compare", "--results-dir", results, "--suite", "tinny", check=2).stderr
+
+
+def test_plan_says_what_is_done_what_changed_and_why(world):
+    _, suite, results, _ = world
+    same = json.loads(kdbench("plan", suite, "--results-dir", results, "--json").stdout)
+    assert {cell["state"] for cell in same["cells"]} == {"done"} and same["flop"] == 0
+    assert {model["name"]: model["parameters"] for model in same["models"]}["small"] > 5000
+    changed = ("plan", suite, "--results-dir", results, "--set", "train.lr=5e-3", "--json")
+    cells = json.loads(kdbench(*changed).stdout)["cells"]
+    why = {cell["objective"]: cell["why"] for cell in cells}
+    assert why["kl"] == "changed: train.lr" and why["floor"] == ""
+
+
+def test_dry_run_writes_nothing(world, tmp_path):
+    _, suite, _, _ = world
+    text = kdbench("run", suite, "--results-dir", tmp_path / "none", "--dry-run", "--only", "objective=kl").stdout
+    assert "not chosen by --only" in text and not (tmp_path / "none").exists()
+
+
+def test_one_worker_gives_the_bytes_that_two_gave(world, tmp_path):
+    _, suite, results, _ = world
+    kdbench("run", suite, "--results-dir", tmp_path / "r", "--workers", 1, "--no-mlflow", PYTHONHASHSEED="7")
+    assert products(tmp_path / "r") == products(results)
+
+
+@pytest.mark.parametrize("delay", [1, 2, 3])
+def test_a_run_killed_in_the_middle_ends_with_the_same_bytes(world, tmp_path, delay):
+    _, suite, results, _ = world
+    target = tmp_path / "r é"
+    command = [sys.executable, "-m", "kdbench.cli", "run", str(suite), "--results-dir", str(target), "--no-mlflow"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    seen = 0
+    for line in process.stderr:  # kill shortly after some jobs are done, somewhere in the next ones
+        seen += line.startswith("[")
+        if seen == 4 * delay:
+            break
+    time.sleep(0.1 * delay)
+    process.kill()
+    process.wait()
+    process.stderr.close()
+    assert not list(target.glob("suites/tiny/report.html"))
+    _wait_for_orphans(target)
+    kdbench("run", suite, "--results-dir", target, "--no-mlflow")
+    assert products(target) == products(results)
+
+
+def _wait_for_orphans(target: Path) -> None:
+    """Workers leave when their parent is gone; nothing keeps a lock."""
+    import psutil
+
+    for _ in range(100):
+        left = [p for p in psutil.process_iter(["cmdline"]) if str(target) in " ".join(p.info["cmdline"] or [])]
+        if not left:
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"orphans: {left}")
+
+
+def test_a_killed_worker_costs_its_cell_one_retry(world, tmp_path):
+    import psutil
+
+    _, suite, results, _ = world
+    target = tmp_path / "r"
+    command = [sys.executable, "-m", "kdbench.cli", "run", str(suite), "--results-dir", str(target), "--no-mlflow"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    text, killed = "", False
+    for line in process.stderr:
+        text += line
+        if line.startswith("[6/") and not killed:
+            victim = next(p for p in psutil.Process(process.pid).children() if "kdbench.run.worker" in p.cmdline())
+            victim.kill()
+            killed = True
+    process.communicate()
+    assert process.returncode == 0 and killed
+    assert "died" in text and "killed, perhaps out of memory" in text
+    assert products(target) == products(results)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_ends_with_its_code(world, tmp_path, number, code):
+    _, suite, results, _ = world
+    target = tmp_path / "r"
+    command = [sys.executable, "-m", "kdbench.cli", "run", str(suite), "--results-dir", str(target), "--no-mlflow"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    for line in process.stderr:
+        if line.startswith("[5/"):
+            os.kill(process.pid, number)
+            break
+    rest = process.stderr.read()
+    assert process.wait(60) == code, rest
+    process.stderr.close()
+    assert "run the same command to go on" in rest and "Traceback" not in rest
+    kdbench("run", suite, "--results-dir", target, "--no-mlflow")
+    assert products(target) == products(results)
+
+
+def test_two_runs_at_once_make_each_cell_once(world, tmp_path):
+    _, suite, results, _ = world
+    target = tmp_path / "r"
+    command = [sys.executable, "-m", "kdbench.cli", "run", str(suite), "--results-dir", str(target)]
+    command += ["--no-mlflow", "--workers", "1"]
+    both = [subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    texts = [process.communicate(timeout=200) for process in both]
+    assert [process.returncode for process in both] == [0, 0], texts
+    assert products(target) == products(results)
+    assert not list(target.rglob("*.corrupt*"))
+
+
+@pytest.mark.parametrize("which", ["cell scores", "student", "teacher cache"])
+def test_a_flipped_bit_is_never_shown_and_is_made_again(world, tmp_path, which):
+    import shutil
+
+    _, suite, results, _ = world
+    target = tmp_path / "r"
+    shutil.copytree(results, target)
+    pattern = {
+        "cell scores": "cells/*/samples.parquet",
+        "student": "models/*/model/model.safetensors",
+        "teacher cache": "teacher_cache/*/shard-000000.safetensors",
+    }[which]
+    victim = sorted(target.glob(pattern))[0]
+    data = bytearray(victim.read_bytes())
+    data[len(data) // 2] ^= 1
+    victim.write_bytes(bytes(data))
+    if which == "cell scores":
+        text = kdbench("compare", "--results-dir", target).stdout
+        assert "damaged" in text
+        return
+    for cell in target.glob("cells/*"):  # the cells are to be made again, from a damaged input
+        if "objective_source" in (cell / "inputs.json").read_text():
+            shutil.rmtree(cell)
+    first = kdbench("run", suite, "--results-dir", target, "--no-mlflow", check=None)
+    assert first.returncode in (0, 3) and "Traceback" not in first.stderr
+    if first.returncode == 3:
+        assert "is damaged" in first.stdout + first.stderr and list(target.rglob("*.corrupt-1"))
+        kdbench("run", suite, "--results-dir", target, "--no-mlflow")
+    assert products(target) == products(results)
+
+
+def test_a_saved_student_is_an_ordinary_folder_and_plain_lm_eval_agrees(world, tmp_path):
+    """transformers alone loads it; `lm_eval --model hf --include_path` gives the very scores in the store."""
+    import pandas
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    _, _, results, _ = world
+    plan = json.loads((results / "suites" / "tiny" / "plan.json").read_text())
+    cell = next(cell for cell in plan["cells"] if cell["arm"] == "kl")
+    folder = results / "cells" / cell["key"]
+    AutoModelForCausalLM.from_pretrained(folder / "model", local_files_only=True)
+    AutoTokenizer.from_pretrained(folder / "model", local_files_only=True)
+    assert {"config.json", "model.safetensors", "tokenizer.json", "generation_config.json"} <= {
+        path.name for path in (folder / "model").iterdir()
+    }
+    command = [sys.executable, "-m", "lm_eval", "--model", "hf", "--model_args", f"pretrained={folder / 'model'}"]
+    command += ["--include_path", str(results / "suites" / "tiny" / "lm_eval_tasks"), "--batch_size", "16"]
+    command += ["--tasks", "kdbench_replace,kdbench_swap", "--device", "cpu", "--log_samples", "--output_path", str(tmp_path)]
+    subprocess.run(command, check=True, capture_output=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+    stored = pandas.read_parquet(folder / "samples.parquet")
+    for task in ("swap", "replace"):
+        path = next(tmp_path.rglob(f"samples_kdbench_{task}*.jsonl"))
+        theirs = {row["doc_id"]: row["acc"] for row in map(json.loads, path.read_text().splitlines())}
+        mine = stored[stored.task == task]
+        assert dict(zip(mine["item"], mine["score"], strict=True)) == theirs
+
+
+def test_a_diverged_cell_is_a_result_and_not_a_gap(world, tmp_path):
+    _, suite, _, _ = world
+    plugin = tmp_path / "plugins" / "nan.py"
+    plugin.parent.mkdir()
+    plugin.write_text(
+        "from kdbench.api import Objective, Source\n\n\nclass Bad(Objective):\n"
+        '    """Gives NaN."""\n\n    name = "bad"\n    source = Source(title="x", year=2026)\n    needs_teacher = False\n\n'
+        "    def terms(self, student, teacher, target):\n"
+        '        return {"bad": student.log_prob_target * float("nan")}\n'
+    )
+    run = ("run", suite, "--results-dir", tmp_path / "r", "--objectives-dir", plugin.parent, "--no-mlflow")
+    process = kdbench(*run, "--set", "objectives=[sft, bad]", "--set", "compare.contrasts=[]", check=3)
+    assert "diverged" in process.stdout and "step 0" in process.stderr + process.stdout
+    assert "Traceback" not in process.stderr
+
+
+def test_only_chooses_cells_and_says_what_is_missing(world, tmp_path):
+    _, suite, _, _ = world
+    process = kdbench(
+        "run", suite, "--results-dir", tmp_path / "r", "--only", "objective=sft,kl", "--only", "seed=0", "--no-mlflow"
+    )
+    assert re.search(r"\d+ of 13 cells missing", process.stdout)
+    assert len(list((tmp_path / "r").glob("cells/*/DONE.json"))) == 2

@@ -1,0 +1,143 @@
+"""The store: complete or not there, never edited, never silently wrong.
+
+    python -m pytest tests/run/test_store.py
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from kdbench.errors import StoreError
+from kdbench.files import atomic_write, write_json
+from kdbench.run.store import Busy, Clock, Store
+
+
+@pytest.fixture
+def entry(tmp_path):
+    return Store(tmp_path / "results").entry("cells", "abc123")
+
+
+def commit(entry, status="ok", **files):
+    entry.begin({"a": 1})
+    for name, text in files.items():
+        atomic_write(entry.path / name, text)
+    entry.commit(status, Clock().facts())
+
+
+def test_an_entry_is_incomplete_until_done_is_written(entry):
+    assert entry.state() == "new"
+    entry.begin({"a": 1})
+    atomic_write(entry.path / "x", "1")
+    assert entry.state() == "unfinished" and entry.done() is None
+    entry.commit("ok", {})
+    assert entry.state() == "ok" and set(entry.done()["files"]) == {"inputs.json", "x"}
+
+
+@pytest.mark.parametrize("name", ["x", "inputs.json"])
+def test_a_flipped_bit_is_found_before_use(entry, name):
+    commit(entry, x="hello")
+    data = bytearray((entry.path / name).read_bytes())
+    data[1] ^= 4
+    (entry.path / name).write_bytes(bytes(data))
+    with pytest.raises(StoreError, match="damaged"):
+        entry.verified()
+
+
+@pytest.mark.parametrize("damage", ["truncate", "delete", "done truncated", "done foreign key", "done is a list"])
+def test_what_is_not_whole_counts_as_damaged_and_is_set_aside(entry, damage):
+    commit(entry, x="hello")
+    done = entry.path / "DONE.json"
+    if damage == "truncate":
+        (entry.path / "x").write_text("hell")
+    elif damage == "delete":
+        (entry.path / "x").unlink()
+    elif damage == "done truncated":
+        done.write_text(done.read_text()[:40])
+    elif damage == "done is a list":
+        done.write_text("[]")
+    else:
+        done.write_text(json.dumps(json.loads(done.read_text()) | {"key": "other"}))
+    assert entry.state() == "damaged" and entry.done() is None
+    entry.begin({"a": 1})
+    assert entry.state() == "unfinished"
+    assert entry.path.with_name("abc123.corrupt-1").is_dir()
+
+
+def test_a_failed_entry_is_tried_again_and_a_diverged_one_is_final(entry, tmp_path):
+    commit(entry, "failed")
+    entry.begin({"a": 1})
+    assert entry.state() == "unfinished"
+    other = Store(tmp_path).entry("cells", "def")
+    commit(other, "diverged")
+    assert other.state() == "diverged"
+
+
+def test_the_commit_drops_checkpoints_and_keeps_wall_clock_apart(entry):
+    entry.begin({})
+    atomic_write(entry.checkpoints / "step-1.json", "{}")
+    entry.commit("ok", {"wall_s": 1.5})
+    assert not entry.checkpoints.exists()
+    assert entry.done()["timing"] == {"wall_s": 1.5}
+
+
+def test_temporary_files_of_a_killed_writer_are_removed_by_the_next(entry):
+    entry.begin({})
+    (entry.path / ".tmp-99-dead").write_text("half")
+    entry.begin({})
+    assert not list(entry.path.glob(".tmp-*"))
+
+
+def test_a_lock_is_refused_while_held_and_free_at_once_when_its_holder_is_killed(entry):
+    entry.begin({})
+    code = (
+        "import sys,time;from pathlib import Path;from kdbench.run.store import Store\n"
+        f"e=Store(Path({str(entry.path.parent.parent)!r})).entry('cells','abc123')\n"
+        "with e.locked():\n print('held',flush=True);time.sleep(60)"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(Busy), entry.locked():
+        pass
+    holder.kill()
+    holder.wait()
+    begin = time.monotonic()
+    with entry.locked(wait_s=5):
+        assert time.monotonic() - begin < 1
+    holder.stdout.close()
+
+
+def test_numbers_that_are_not_finite_are_never_written(tmp_path):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "x.json", {"a": float("nan")})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_one_clear_error_and_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "x"
+    atomic_write(path, "old")
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StoreError, match=r"cannot write .*x \(3 bytes\): No space left"):
+        atomic_write(path, "new")
+    assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+def test_a_results_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="cannot write"):
+        Store(tmp_path / "file" / "results").prepare()
+
+
+def test_a_moved_store_reads_as_before(entry, tmp_path):
+    commit(entry, x="hello")
+    os.rename(tmp_path / "results", tmp_path / "élsewhere with space")
+    assert Store(tmp_path / "élsewhere with space").entry("cells", "abc123").verified()["status"] == "ok"

@@ -1,0 +1,122 @@
+"""The house stands as drawn: imports run one way, start-up is light, files are written in one place.
+
+    python -m pytest tests/test_architecture.py
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "kdbench"
+FILES = sorted(PACKAGE.rglob("*.py"))
+# A module may import from its own level and from the levels below it.
+LEVELS = [
+    {"cli"},
+    {"commands"},
+    {"analysis"},
+    {"run"},
+    {"evaluate", "distill"},
+    {"suite"},
+    {"registry"},
+    {"api"},
+    {"divergences", "errors", "files", "seeding"},
+]
+
+
+def room(path: Path) -> str:
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def level(name: str) -> int:
+    return next(index for index, names in enumerate(LEVELS) if name in names)
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("kdbench"):
+            parts = node.module.split(".")
+            found |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
+    return {name for name in found if any(name in names for names in LEVELS)}
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if p.name != "__init__.py"], ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_run_one_way(path):
+    for name in imports(path):
+        assert level(name) >= level(room(path)), f"{path} may not import kdbench.{name}"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "objectives").glob("[!_]*.py")), ids=lambda p: p.name)
+def test_an_objective_imports_only_the_contract_and_the_divergences(path):
+    assert imports(path) <= {"api", "divergences"}
+
+
+def test_distill_knows_nothing_of_mlflow_click_or_the_store():
+    for path in (PACKAGE / "distill").glob("*.py"):
+        text = path.read_text()
+        assert not re.search(r"import (mlflow|click)|kdbench\.run", text), path
+
+
+@pytest.mark.parametrize("what", ["import kdbench.cli", "import kdbench", "import sys; sys.argv=['kdbench','--help']; import kdbench.cli"])
+def test_the_command_line_starts_without_torch_or_mlflow(what):
+    heavy = "{'torch','mlflow','transformers','pandas','scipy','datasets','lm_eval'}"
+    code = f"import sys\n{what}\nassert not {heavy} & set(sys.modules), {heavy} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_help_loads_neither_torch_nor_mlflow():
+    code = (
+        "import sys; from kdbench.cli import main\n"
+        "try: main(['--help'])\nexcept SystemExit: pass\n"
+        "assert not {'torch','mlflow'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_only_files_py_opens_files_for_writing(path):
+    if path.name == "files.py":
+        return
+    text = path.read_text().replace('open(log, "ab")', "")  # a worker's log is appended to, and is no result
+    assert not re.search(r"""open\([^)]*["'](w|a|x)b?\+?["']|\.write_(text|bytes)\(""", text), path
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_library_code_draws_from_a_global_rng(path):
+    if path.name == "seeding.py":
+        return
+    assert not re.search(r"(torch|numpy|np)\.(manual_seed|random\.seed)|random\.seed\(|pickle|torch\.load", path.read_text())
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_a_module_keeps_to_its_size(path):
+    assert len(path.read_text().splitlines()) <= 400, path
+
+
+def test_the_committed_schema_is_the_code_s():
+    import json
+
+    from kdbench.suite.schema import json_schema
+
+    assert json.loads((ROOT / "suites" / "schema.json").read_text()) == json_schema()
+
+
+def test_the_lock_names_every_dependency_with_hashes_and_no_index():
+    import tomllib
+
+    text = (ROOT / "locks" / "test.txt").read_text()
+    assert "://" not in text and "--index" not in text
+    locked = set(re.findall(r"^([a-z0-9._-]+)==", text, re.MULTILINE))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = project["dependencies"] + [one for extra in project["optional-dependencies"].values() for one in extra]
+    names = {re.match(r"[A-Za-z0-9._-]+", one).group().lower().replace("_", "-").replace(".", "-") for one in wanted}
+    assert names <= {name.replace(".", "-") for name in locked}
+    pins = [line for line in text.splitlines() if re.match(r"^[a-z0-9]", line)]
+    assert text.count("--hash=sha256:") >= len(pins)

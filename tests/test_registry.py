@@ -1,0 +1,80 @@
+"""Plugins are found in three places, and a bad one is named with its file.
+
+    python -m pytest tests/test_registry.py
+"""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.conftest import kdbench
+
+PLUGIN = '''\
+"""Half of each direction."""
+
+from kdbench.api import Field, Objective, Source
+from kdbench.divergences import kl
+
+
+class Half(Objective):
+    """A mixture of both directions of the KL divergence."""
+
+    name = "half"
+    source = Source(title="a test", year=2026)
+    share: float = Field(0.5, ge=0, le=1)
+
+    def terms(self, student, teacher, target):
+        forward, reverse = kl(teacher.log_probs, student.log_probs), kl(student.log_probs, teacher.log_probs)
+        return {"half": self.share * forward + (1 - self.share) * reverse}
+'''
+
+
+def test_a_file_of_the_user_s_is_found_and_shown(tmp_path):
+    (tmp_path / "half.py").write_text(PLUGIN)
+    found = json.loads(kdbench("objectives", "list", "--objectives-dir", tmp_path, "--json").stdout)
+    assert {"sft", "kl", "reverse_kl", "atkd", "half"} <= {row["name"] for row in found}
+    shown = kdbench("objectives", "show", "half", "--objectives-dir", tmp_path).stdout
+    assert "share" in shown and "a test" in shown
+
+
+def test_an_installed_entry_point_is_found(tmp_path):
+    package = tmp_path / "site"
+    (package / "someplugin-1.0.dist-info").mkdir(parents=True)
+    (package / "someplugin.py").write_text(PLUGIN)
+    (package / "someplugin-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: someplugin\nVersion: 1.0\n")
+    (package / "someplugin-1.0.dist-info" / "entry_points.txt").write_text("[kdbench.objectives]\nhalf = someplugin\n")
+    found = json.loads(kdbench("objectives", "list", "--json", PYTHONPATH=str(package)).stdout)
+    assert "half" in {row["name"] for row in found}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("import nothing_of_that_name", "bad.py:1"),
+        ("def broken(:", "bad.py"),
+        (PLUGIN.replace('"half"\n', '"kl"\n'), "defined twice"),
+        (PLUGIN.replace("    source = Source(title=\"a test\", year=2026)\n", ""), "source"),
+        (PLUGIN.replace("def terms", "def term"), "terms"),
+        (PLUGIN.replace('"half"\n', '"ha lf"\n'), "letters"),
+    ],
+)
+def test_a_bad_plugin_is_one_error_that_names_its_file(tmp_path, text, message):
+    (tmp_path / "bad.py").write_text(text)
+    process = kdbench("objectives", "list", "--objectives-dir", tmp_path, check=2)
+    assert message in process.stderr and "bad.py" in process.stderr and "Traceback" not in process.stderr
+
+
+def test_an_empty_folder_of_objectives_is_an_error(tmp_path):
+    assert "--objectives-dir" in kdbench("objectives", "list", "--objectives-dir", tmp_path, check=2).stderr
+
+
+def test_show_prints_formula_fields_source_and_file():
+    text = kdbench("objectives", "show", "reverse_kl+atkd").stdout
+    for part in ("reverse_kl+atkd", "L = λ", "hard_fraction", "Revisiting Knowledge Distillation", "atkd.py", "NaN"):
+        assert part in text
+
+
+def test_an_unknown_objective_is_met_with_a_suggestion():
+    assert "Did you mean 'reverse_kl'" in kdbench("objectives", "show", "revers_kl", check=2).stderr
