@@ -38,8 +38,8 @@ def _errors_end_well(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def _results_option(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option(
-        "--results-dir", type=click.Path(path_type=Path), default=Path("results"), show_default=True, envvar="KDBENCH_RESULTS_DIR",
-        help="Where results are kept.",
+        "--results-dir", type=click.Path(path_type=Path), default=Path("results"), show_default=True,
+        envvar="KDBENCH_RESULTS_DIR", help="Where results are kept.",
     )(command)  # fmt: skip
 
 
@@ -54,11 +54,15 @@ def _objectives_option(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _json_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    return click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else on stdout.")(command)
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else on stdout.")(
+        command
+    )
 
 
 def _set_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    return click.option("--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Override a value of the suite.")(command)
+    return click.option(
+        "--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Override a value of the suite."
+    )(command)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -90,7 +94,9 @@ def _echo_json(value: Any) -> None:
 @click.argument("suite", type=click.Path(path_type=Path))
 @click.option("--dry-run", is_flag=True, help="Show what would run and why; write nothing.")
 @click.option("--workers", type=click.IntRange(min=1), help="Worker processes. Default: one a core, or a GPU.")
-@click.option("--only", multiple=True, metavar="KEY=VALUE,…", help="Run these cells only: objective=, student=, teacher=, seed=.")
+@click.option(
+    "--only", multiple=True, metavar="KEY=VALUE,…", help="Run these cells only: objective=, student=, teacher=, seed=."
+)
 @click.option("--no-mlflow", is_flag=True, help="Do not feed MLflow; `kdbench mlflow sync` can do it later.")
 @_set_option
 @_results_option
@@ -252,11 +258,13 @@ def ui(port, results_dir) -> None:
 
     store = Store(results_dir)
     if not list(store.root.glob("suites/*/plan.json")):
-        raise ConfigError(f"no results in {results_dir}; run a suite first, for example: kdbench run suites/quickstart.yaml")
+        raise ConfigError(
+            f"no results in {results_dir}; run a suite first, for example: kdbench run suites/quickstart.yaml"
+        )
     tracking.quiet_environment()
     uri = tracking.tracking_uri(store)
-    if uri.startswith("sqlite:///") and "MLFLOW_TRACKING_URI" not in os.environ:
-        tracking.create_database(store)
+    if "MLFLOW_TRACKING_URI" not in os.environ and not (store.root / "mlflow.db").exists():
+        _sync_all(store, None)
     click.echo(f"MLflow on http://127.0.0.1:{port} over {uri} (Ctrl-C ends it)", err=True)
     arguments = ["-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(port), "--backend-store-uri", uri]
     os.execv(sys.executable, [sys.executable, *arguments])  # noqa: S606 — our own interpreter, no shell
@@ -273,17 +281,21 @@ def mlflow() -> None:
 @_errors_end_well
 def sync(suite, results_dir) -> None:
     """Write every complete cell into MLflow; what is there already is left alone."""
-    from kdbench.analysis.results import open_suite
-    from kdbench.run import tracking
     from kdbench.run.store import Store
 
-    store = Store(results_dir)
+    _sync_all(Store(results_dir), suite)
+
+
+def _sync_all(store: Any, suite: str | None) -> None:
+    from kdbench.analysis.results import open_suite
+    from kdbench.run import tracking
+
     names = [suite] if suite else sorted(path.parent.name for path in store.root.glob("suites/*/plan.json"))
     if not names:
-        raise ConfigError(f"no results in {results_dir}; run a suite first")
+        raise ConfigError(f"no results in {store.root}; run a suite first")
     for name in names:
-        added = tracking.sync(store, open_suite(results_dir, name).plan)
-        click.echo(f"{name}: {added} cells written to {tracking.tracking_uri(store)}")
+        added = tracking.sync(store, open_suite(store.root, name).plan)
+        click.echo(f"{name}: {added} cells written to {tracking.tracking_uri(store)}", err=True)
 
 
 @main.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,7 +84,9 @@ def default_workers(device: str, threads: int) -> int:
 
     if device != "cpu":
         return 1
-    usable = len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else psutil.cpu_count() or 1
+    usable = (
+        len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else psutil.cpu_count() or 1
+    )
     return max(1, usable // threads)
 
 
@@ -152,7 +155,7 @@ class RunResult:
         for title in self.diverged:
             print(f"diverged: {title}")
         places = {
-            "report": self.report.get("html"),
+            "report": self.report.get("report.html"),
             "results": self.results_dir,
             "students": self.results_dir / "cells" / "<key>" / "model",
             "lm-eval tasks": orchestrate.lm_eval_folder(Store(self.results_dir), self.suite),
@@ -217,6 +220,7 @@ def _execute(planned: orchestrate.Plan, store: Store, jobs: list[Any], workers: 
     content = read_json(store.suite_folder(planned.suite.name) / "plan.json")
     exporter = Exporter(store, content, lambda text: console.print(text, markup=False)) if mlflow else None
     step_tokens = planned.suite.train.batch_tokens
+    threading.Thread(target=_preload, daemon=True).start()
     try:
         with Display(console, len(jobs), step_tokens) as display:
             listeners = [display, exporter] if exporter else [display]
@@ -227,12 +231,22 @@ def _execute(planned: orchestrate.Plan, store: Store, jobs: list[Any], workers: 
         raise
 
 
+def _preload() -> None:
+    """Import what the verdict needs while the workers are busy, not after them."""
+    import kdbench.analysis.answer
+    import kdbench.analysis.plots  # noqa: F401
+
+
 def _conclude(result: RunResult) -> None:
     """Compare and report, if there is anything to compare yet."""
     from kdbench.analysis import answer
     from kdbench.errors import ConfigError
 
     try:
-        result.comparison, result.report = answer.write_report(result.results_dir, result.suite)
+        written = answer.report_files(result.results_dir, result.suite)
+        if result.ran or not all(path.is_file() for path in written.values()):
+            result.comparison, result.report = answer.write_report(result.results_dir, result.suite)
+        else:  # nothing is new, so the report stands as it is
+            result.comparison, result.report = answer.ask(result.results_dir, result.suite, None, None, "acc"), written
     except ConfigError as error:
         result.why_no_verdict = str(error)

@@ -21,7 +21,7 @@ def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
 
 
 class _KL(torch.autograd.Function):
-    """One pass less than autograd would make; classes with p = 0 give 0, also where both logs are −inf."""
+    """Fewer passes than autograd would make; classes with p = 0 give 0, also where both logs are −inf."""
 
     @staticmethod
     def forward(ctx, log_p, log_q):
@@ -41,7 +41,7 @@ class _KL(torch.autograd.Function):
 
 
 class Dist:
-    """The next-token distributions of some tokens: softmax of fp32 (or fp64) logits `[N, V]`, each view made when asked.
+    """The next-token distributions of some tokens: softmax of logits `[N, V]`, each view made when asked.
 
     Args:
         logits: `[N, V]`; half precisions are raised to fp32.

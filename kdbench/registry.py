@@ -113,7 +113,9 @@ def _guarded(name: str, load: Any) -> ModuleType:
     except Exception as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{frame.filename}:{frame.lineno}"
-        raise ConfigError(f"objective plugin {name} cannot be loaded: {type(error).__name__}: {error} ({place})") from None
+        raise ConfigError(
+            f"objective plugin {name} cannot be loaded: {type(error).__name__}: {error} ({place})"
+        ) from None
 
 
 def _check(member: type[Objective]) -> None:

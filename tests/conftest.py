@@ -16,12 +16,21 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 SUBJECTS = ("The nation", "Our people", "This government", "The congress", "A free country", "Every citizen")
 VERBS = ("has", "is proud of", "was given", "needs", "honours", "protects", "remembers")
 OBJECTS = ("the law", "a great peace", "its old friends", "the common good", "a fair trade", "the public land")
-TAILS = ("in this year", "for the world", "with all nations", "by the grace of time", "and its children", "without fear")
+TAILS = (
+    "in this year",
+    "for the world",
+    "with all nations",
+    "by the grace of time",
+    "and its children",
+    "without fear",
+)
 
 
 def sentences(rng: random.Random, count: int) -> str:
     """Return `count` plain English sentences."""
-    parts = ("{} {} {} {}.".format(*(rng.choice(bank) for bank in (SUBJECTS, VERBS, OBJECTS, TAILS))) for _ in range(count))
+    parts = (
+        "{} {} {} {}.".format(*(rng.choice(bank) for bank in (SUBJECTS, VERBS, OBJECTS, TAILS))) for _ in range(count)
+    )
     return " ".join(parts)
 
 

@@ -1,6 +1,6 @@
 """Bad input meets one clear error, the right exit code, and nothing half-written.
 
-    python -m pytest tests/test_cli.py
+python -m pytest tests/test_cli.py
 """
 
 from __future__ import annotations
@@ -38,7 +38,11 @@ def change(suite_file, old, new):
         ("[[kl, sft]", "[[kl, sfd]", ["unknown arm 'sfd'", "Did you mean 'sft'"]),
         ("tasks: [swap, replace], items", "tasks: [swop, replace], items", ["examine.tasks.0"]),
         ("hidden_size: 16", "hidden_sizes: 16", ["models.small", "Did you mean 'hidden_size'"]),
-        ("architecture: opt, hidden_size: 24", "architecture: optt, hidden_size: 24", ["models.big", "Did you mean 'opt'"]),
+        (
+            "architecture: opt, hidden_size: 24",
+            "architecture: optt, hidden_size: 24",
+            ["models.big", "Did you mean 'opt'"],
+        ),
         ("teachers: [big]", "teachers: []", ["needs a teacher"]),
         ("tokens: 4096", "tokens: 99999999", ["data.tokens"]),
         ("name: tiny", "name: ../tiny", ["name"]),
@@ -127,7 +131,11 @@ def test_a_model_of_another_vocabulary_is_refused_before_training(suite_file, tm
     from kdbench.distill import models
 
     config = models.architecture_config(
-        {"architecture": "opt", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}, 100, 32, (0, 1), False
+        {"architecture": "opt", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2},
+        100,
+        32,
+        (0, 1),
+        False,
     )
     models.make(config, 0).save_pretrained(tmp_path / "other")
     change(

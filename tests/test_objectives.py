@@ -1,6 +1,6 @@
 """The objectives are the published functions: frozen numbers, torch's own KL, float64 gradients, and their identities.
 
-    python -m pytest tests/test_objectives.py
+python -m pytest tests/test_objectives.py
 """
 
 from __future__ import annotations

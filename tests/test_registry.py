@@ -1,6 +1,6 @@
 """Plugins are found in three places, and a bad one is named with its file.
 
-    python -m pytest tests/test_registry.py
+python -m pytest tests/test_registry.py
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ def test_an_installed_entry_point_is_found(tmp_path):
     package = tmp_path / "site"
     (package / "someplugin-1.0.dist-info").mkdir(parents=True)
     (package / "someplugin.py").write_text(PLUGIN)
-    (package / "someplugin-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: someplugin\nVersion: 1.0\n")
+    (package / "someplugin-1.0.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: someplugin\nVersion: 1.0\n"
+    )
     (package / "someplugin-1.0.dist-info" / "entry_points.txt").write_text("[kdbench.objectives]\nhalf = someplugin\n")
     found = json.loads(kdbench("objectives", "list", "--json", PYTHONPATH=str(package)).stdout)
     assert "half" in {row["name"] for row in found}
@@ -55,7 +57,7 @@ def test_an_installed_entry_point_is_found(tmp_path):
         ("import nothing_of_that_name", "bad.py:1"),
         ("def broken(:", "bad.py"),
         (PLUGIN.replace('"half"\n', '"kl"\n'), "defined twice"),
-        (PLUGIN.replace("    source = Source(title=\"a test\", year=2026)\n", ""), "source"),
+        (PLUGIN.replace('    source = Source(title="a test", year=2026)\n', ""), "source"),
         (PLUGIN.replace("def terms", "def term"), "terms"),
         (PLUGIN.replace('"half"\n', '"ha lf"\n'), "letters"),
     ],

@@ -10,6 +10,7 @@ from typing import Any
 from kdbench.analysis import report
 from kdbench.analysis.results import METRICS, SuiteResults, history, load_scores, open_suite
 from kdbench.analysis.verdict import Comparison, compare
+from kdbench.analysis.words import summary
 from kdbench.errors import ConfigError, did_you_mean
 
 UNDECIDABLE = "two seeds cannot decide anything about an objective; use three or more"
@@ -49,7 +50,9 @@ def _available(contrasts: Sequence[Sequence[str]], scores: Any) -> list[tuple[st
     arms = set(scores["objective"])
     found = [(a, b) for a, b in contrasts if a in arms and b in arms]
     if not found:
-        raise ConfigError(f"none of the suite's contrasts has results on both sides; results exist of: {', '.join(sorted(arms))}")
+        raise ConfigError(
+            f"none of the suite's contrasts has results on both sides; results exist of: {', '.join(sorted(arms))}"
+        )
     return found
 
 
@@ -93,10 +96,17 @@ def show(found: Comparison) -> None:
     console = Console(width=None if sys.stdout.isatty() else 100)
     for table in found.rich_tables():
         console.print(table)
-    for sentence in found.sentences():
+        console.print()
+    for sentence in summary(found):
         console.print(sentence, highlight=False, markup=False)
+    console.print(f"test: {found.method}", highlight=False, markup=False)
     for note in found.notes:
         console.print(f"note: {note}", highlight=False, markup=False)
+
+
+def report_files(results_dir: Path, suite: str) -> dict[str, Path]:
+    """Return where a suite's report goes, by file name."""
+    return {name: open_suite(results_dir, suite).folder / name for name in report.FILES}
 
 
 def write_report(results_dir: Path, suite: str) -> tuple[Comparison, dict[str, Path]]:

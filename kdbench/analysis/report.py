@@ -18,7 +18,15 @@ if TYPE_CHECKING:
 
     from kdbench.analysis.verdict import Comparison
 
-CELL_COLUMNS = ("objective", "student", "teacher", "seed", "status", "loss", "seconds", "key", "model")
+INTRINSIC = {  # metric in the store → head of its column
+    "nats_per_token": "held-out nats/token",
+    "kl_to_teacher": "KL to teacher",
+    "reverse_kl_to_teacher": "reverse KL to teacher",
+    "top1_agreement": "top-1 agreement",
+}
+FILES = ("report.html", "report.md", "forest.svg", "forest.png")
+NAMES = ("objective", "student", "teacher", "seed", "status", "loss")
+CELL_COLUMNS = (*NAMES, *INTRINSIC.values(), "seconds", "key", "model")
 UNTUNED = "Objectives were not tuned: one learning rate and one set of hyper-parameters served all of them"
 Table = tuple[str, Sequence[str], list[list[str]]]  # title, head, rows
 
@@ -39,20 +47,20 @@ def write(
         suite: `name`, `question`, `description`.
         facts: machine, versions, protocol and so on, as they should be read; `tuning` replaces the sentence that says
             objectives were not tuned.
-        cells: `key, objective, student, teacher, seed, status, loss, seconds, model` of every cell, failed ones too;
-            other keys are not shown.
+        cells: `key, objective, student, teacher, seed, status, loss, seconds, model` of every cell, failed ones too,
+            and its `metrics`, of which the intrinsic ones are shown.
         history: `objective, step, loss` for the training curves, or None.
 
     Raises:
         StoreError: the folder cannot be written.
     """
-    paths = {name: folder / name for name in ("report.html", "report.md", "forest.svg", "forest.png")}
+    paths = {name: folder / name for name in FILES}
     plots.forest(comparison, paths["forest.svg"])
     plots.forest(comparison, paths["forest.png"])
     pictures = {"forest": paths["forest.svg"].read_text(encoding="utf-8"), **_pictures(comparison, history)}
     tables = words.sections(comparison)
     method = paragraphs(comparison, facts)
-    listed = ("Cells", CELL_COLUMNS, [[_cell(name, cell.get(name)) for name in CELL_COLUMNS] for cell in cells])
+    listed = ("Cells", CELL_COLUMNS, [[_cell(name, _fact(cell, name)) for name in CELL_COLUMNS] for cell in cells])
     atomic_write(paths["report.html"], _html(comparison, suite, facts, tables, listed, method, pictures))
     atomic_write(paths["report.md"], _markdown(comparison, suite, facts, tables, listed, method))
     return paths
@@ -84,11 +92,18 @@ def _span(values: Any) -> str:
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
+def _fact(cell: Mapping[str, Any], name: str) -> Any:
+    for metric, head in INTRINSIC.items():
+        if name == head:
+            return cell.get("metrics", {}).get(metric)
+    return cell.get(name)
+
+
 def _cell(name: str, value: Any) -> str:
     """Return one fact of a cell as text."""
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return "–"
-    if name == "loss":
+    if name == "loss" or name in INTRINSIC.values():
         return f"{value:.4f}"
     if name == "seconds":
         return f"{value:,.1f}"

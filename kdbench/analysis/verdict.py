@@ -59,9 +59,9 @@ class Comparison:
 
     def rich_tables(self) -> list[Table]:
         """Return tables for the terminal that fit 100 columns."""
-        from kdbench.analysis.words import rich_tables
+        from kdbench.analysis.terminal import tables
 
-        return rich_tables(self)
+        return tables(self)
 
     def to_markdown(self) -> str:
         """Return everything as Markdown."""

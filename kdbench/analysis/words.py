@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from kdbench.analysis.verdict import Comparison
 
 OVERALL = "overall"
@@ -157,8 +155,8 @@ def means_cells(comparison: Comparison, *, overall_only: bool = False) -> list[l
     return out
 
 
-def sections(comparison: Comparison, *, short: bool = False) -> list[tuple[str, Sequence[str], list[list[str]]]]:
-    """Return (title, head, rows) of every table that is not empty; `short` leaves out scores per task."""
+def sections(comparison: Comparison) -> list[tuple[str, Sequence[str], list[list[str]]]]:
+    """Return (title, head, rows) of every table that is not empty."""
     unit = _unit(comparison)
     level = f"{100 * (1 - comparison.alpha):g} % intervals"
     table, pooled = comparison.table, comparison.pooled
@@ -176,27 +174,7 @@ def sections(comparison: Comparison, *, short: bool = False) -> list[tuple[str, 
         if rows:
             out.append((title, [HEAD[i] for i in keep], [[row[i] for i in keep] for row in rows]))
     title = "Scores, in points" if comparison.points else "Scores"
-    out.append((title, MEANS_HEAD, means_cells(comparison, overall_only=short or table.task.nunique() <= 2)))
-    return out
-
-
-def rich_tables(comparison: Comparison) -> list[Table]:
-    """Return tables that fit 100 columns: long names wrap, numbers and verdicts do not."""
-    from rich.table import Table
-    from rich.text import Text
-
-    out = []
-    for title, head, rows in sections(comparison, short=True):
-        table = Table(title=title, title_justify="left", padding=(0, 1), expand=False, box=None, header_style="bold")
-        for name in head:
-            named = name in ("pair", "objective − baseline", "task", "objective", "student", "teacher")
-            words = named or name == "verdict"
-            table.add_column(
-                name, justify="left" if words else "right", no_wrap=not named, overflow="fold", min_width=6
-            )
-        for row in rows:
-            table.add_row(*(Text(text, style=COLOURS.get(text, "")) for text in row))
-        out.append(table)
+    out.append((title, MEANS_HEAD, means_cells(comparison, overall_only=table.task.nunique() <= 2)))
     return out
 
 

@@ -156,7 +156,7 @@ def tokenise(documents: Sequence[Document], tokenizer: Any, length: int) -> Bloc
     streams: list[list[int]] = [[] for _ in documents]
     for owner, one in zip(owners, encoded, strict=True):
         streams[owner] += [eos, *one.ids]
-    filled = [stream + [eos] for stream in streams if stream]
+    filled = [[*stream, eos] for stream in streams if stream]
     rows = sum(-(-len(stream) // length) for stream in filled)
     ids = numpy.full((rows, length), tokenizer.pad_token_id, dtype=numpy.int32)
     mask = numpy.zeros((rows, length), dtype=bool)

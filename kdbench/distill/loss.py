@@ -149,7 +149,11 @@ def fused_loss(
     """
     names: list[str] = []
     total, *values = _Fused.apply(hidden, head, teacher, targets, chosen, weights, start, chunk_bytes, names)
-    return LossParts(total=total, terms={name: value.detach() for name, value in zip(names, values, strict=True)}, tokens=targets.numel())
+    return LossParts(
+        total=total,
+        terms={name: value.detach() for name, value in zip(names, values, strict=True)},
+        tokens=targets.numel(),
+    )
 
 
 class _Fused(torch.autograd.Function):

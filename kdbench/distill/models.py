@@ -36,7 +36,9 @@ def resolve_runtime(device: str, precision: str, threads: int) -> Runtime:
     if device == "auto":
         device = next(name for name in ("cuda", "mps", "cpu") if present[name])
     if not present[device]:
-        raise ConfigError(f"device: expected one that is here, found {device!r}. Here: {[d for d, ok in present.items() if ok]}")
+        raise ConfigError(
+            f"device: expected one that is here, found {device!r}. Here: {[d for d, ok in present.items() if ok]}"
+        )
     if precision == "auto":
         precision = "bfloat16" if device == "cuda" and torch.cuda.is_bf16_supported() else "float32"
     return Runtime(device, precision, threads)
@@ -70,7 +72,9 @@ def architecture_config(init: dict[str, Any], vocabulary: int, length: int, ids:
         "eos_token_id": ids[0],
         "pad_token_id": ids[1],
     }
-    defaults |= {key: settings["hidden_size"] for key in ("word_embed_proj_dim",) if key in plain and "hidden_size" in settings}
+    defaults |= {
+        key: settings["hidden_size"] for key in ("word_embed_proj_dim",) if key in plain and "hidden_size" in settings
+    }
     if not dropout:
         defaults |= {key: 0.0 for key in plain if "dropout" in key or key == "layerdrop"}
     try:
@@ -107,7 +111,9 @@ def check_folder(folder: Path) -> None:
 def folder_fingerprint(folder: Path) -> str:
     """Return one sha256 over a model folder's config and weights."""
     check_folder(folder)
-    return digest({path.name: sha256_file(path) for path in sorted([folder / "config.json", *folder.glob("*.safetensors")])})
+    return digest(
+        {path.name: sha256_file(path) for path in sorted([folder / "config.json", *folder.glob("*.safetensors")])}
+    )
 
 
 def load(folder: Path, runtime: Runtime, dtype: torch.dtype | None = None) -> nn.Module:

@@ -115,7 +115,9 @@ def _shard_name(number: int) -> str:
     return f"shard-{number:06d}.safetensors"
 
 
-def write_cache(folder: Path, blocks: Blocks, read: Callable[[Blocks], Signal], on_shard: Callable[[int, int], None]) -> None:
+def write_cache(
+    folder: Path, blocks: Blocks, read: Callable[[Blocks], Signal], on_shard: Callable[[int, int], None]
+) -> None:
     """Store the signal of all blocks; the caller holds the cache's lock. Goes on after the last whole shard.
 
     Args:

@@ -49,10 +49,14 @@ class Batch:
     def tokens(self) -> Tokens:
         """Return what weights may know of all valid tokens."""
         row = torch.arange(self.mask.shape[0], device=self.mask.device)[:, None].expand(self.mask.shape)
-        known = {} if self.signal is None else {
-            "log_prob_target": self.signal.log_prob_target,
-            "teacher_entropy": self.signal.entropy,
-        }
+        known = (
+            {}
+            if self.signal is None
+            else {
+                "log_prob_target": self.signal.log_prob_target,
+                "teacher_entropy": self.signal.entropy,
+            }
+        )
         return Tokens(sequence=row[self.mask], **known)
 
 
@@ -62,7 +66,9 @@ def learning_rate(plan: Plan, step: int) -> float:
     if step < warm:
         return plan.lr * (step + 1) / warm
     done = (step - warm) / max(1, plan.steps - warm)
-    return plan.lr * {"cosine": 0.5 * (1 + math.cos(math.pi * done)), "linear": 1 - done, "constant": 1.0}[plan.schedule]
+    return (
+        plan.lr * {"cosine": 0.5 * (1 + math.cos(math.pi * done)), "linear": 1 - done, "constant": 1.0}[plan.schedule]
+    )
 
 
 def train(
@@ -131,7 +137,13 @@ def _step(model, objective, batch, optimizer, plan, step, vocabulary, precision,
         what = f"loss {total}" if not math.isfinite(total) else f"gradient norm {norm}"
         raise Diverged(step, f"{what} is not finite", history[-1]["loss"] if history else None)
     optimizer.step()
-    return {"step": step + 1, "loss": total, **{f"loss/{k}": v for k, v in terms.items()}, "grad_norm": norm, "lr": rate}
+    return {
+        "step": step + 1,
+        "loss": total,
+        **{f"loss/{k}": v for k, v in terms.items()},
+        "grad_norm": norm,
+        "lr": rate,
+    }
 
 
 def _stream(dropout: bool, seed: int, step: int):

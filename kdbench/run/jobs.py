@@ -215,12 +215,16 @@ class Planner:
             "tokens": self.distillation_tokens(),
             "dtype": self.runtime.precision if dtype == "auto" else dtype,
         } | self.environment
-        return self._add(Job("teacher_cache", f"teacher cache {teacher}", inputs, (model.id, text.id), {"teacher": teacher}))
+        return self._add(
+            Job("teacher_cache", f"teacher cache {teacher}", inputs, (model.id, text.id), {"teacher": teacher})
+        )
 
     def _cell(self, cell: Cell) -> Job:
         suite, text, tasks_job = self.suite, self._text(), self._tasks()
         needs = [text, tasks_job]
-        examine = suite.examine.model_dump(mode="json", exclude={"items", "tasks"}) | {"tasks": sorted(suite.examine.tasks)}
+        examine = suite.examine.model_dump(mode="json", exclude={"items", "tasks"}) | {
+            "tasks": sorted(suite.examine.tasks)
+        }
         inputs: dict[str, Any] = {
             "arm": cell.arm if cell.spec is None else "objective",
             "seed": cell.seed,
@@ -244,4 +248,3 @@ class Planner:
                 inputs["cache"] = cache.key if cache else None
         context = {"labels": {"arm": cell.arm, "student": cell.student, "teacher": cell.teacher}}
         return self._add(Job("cells", cell.title, inputs, tuple(job.id for job in needs), context, cell))
-

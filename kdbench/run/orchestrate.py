@@ -83,10 +83,14 @@ def parse_only(choices: Sequence[str], suite: Suite) -> dict[str, set[str]]:
     for choice in choices:
         key, _, values = choice.partition("=")
         if key not in known:
-            raise ConfigError(f"--only {choice}: expected objective=…, student=…, teacher=… or seed=….{did_you_mean(key, known)}")
+            raise ConfigError(
+                f"--only {choice}: expected objective=…, student=…, teacher=… or seed=….{did_you_mean(key, known)}"
+            )
         for value in values.split(","):
             if value not in known[key]:
-                raise ConfigError(f"--only {choice}: the suite has no {key} {value!r}.{did_you_mean(value, known[key])}")
+                raise ConfigError(
+                    f"--only {choice}: the suite has no {key} {value!r}.{did_you_mean(value, known[key])}"
+                )
             only.setdefault(key, set()).add(value)
     return only
 
@@ -137,7 +141,9 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
     """Return the dotted names of what differs between two plain values."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = sorted({*old, *new})
-        return [entry for key in keys for entry in differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)]
+        return [
+            entry for key in keys for entry in differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
+        ]
     return [] if old == new else [path]
 
 

@@ -95,7 +95,9 @@ class Entry:
             raise StoreError(f"{self.path} is not complete; run its suite again")
         for name, expected in done["files"].items():
             if sha256_file(self.path / name) != expected["sha256"]:
-                raise StoreError(f"{self.path / name} is damaged (its sha256 differs from DONE.json); run its suite again")
+                raise StoreError(
+                    f"{self.path / name} is damaged (its sha256 differs from DONE.json); run its suite again"
+                )
         return done
 
     def state(self) -> str:

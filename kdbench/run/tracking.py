@@ -25,6 +25,7 @@ from kdbench.run.store import Store
 BATCH = 1000
 LIVE_EVERY_S = 5.0
 KEY_TAG, DONE_TAG = "kdbench.cell_key", "kdbench.done"
+KIND = {"mlflow.experimentKind": "custom_model_development"}  # opens as model training, not as GenAI
 TERMINAL = {"ok": "FINISHED", "diverged": "FAILED", "failed": "FAILED"}
 NAMES = {  # how a person reads the examination's metrics
     "nats_per_token": "held_out/nats_per_token",
@@ -98,7 +99,9 @@ class Mirror:
         local = self.uri.startswith("sqlite:///")
         place = (self.store.root.resolve() / "mlartifacts" / name).as_uri() if local else None
         question = self.plan["suite"]["question"]
-        return self.client.create_experiment(name, artifact_location=place, tags={"mlflow.note.content": question})
+        return self.client.create_experiment(
+            name, artifact_location=place, tags={"mlflow.note.content": question, **KIND}
+        )
 
     def parent(self, invocation: str, started_ms: int) -> str:
         """Return the run of an invocation, made if needed."""
@@ -189,7 +192,8 @@ class Mirror:
         for name in ("inputs.json", "results.json", "samples.parquet", "metrics.jsonl"):
             if (folder / name).is_file():
                 self.client.log_artifact(run_id, str(folder / name))
-        tags = {"kdbench.status": done["status"], "kdbench.model": str(cell.get("model", "")), DONE_TAG: done["key"]}
+        tags = {"kdbench.status": done["status"], DONE_TAG: done["key"]}
+        tags |= {"kdbench.model": str((folder / "model").resolve())} if (folder / "model").is_dir() else {}
         tags |= {"kdbench.reason": done["reason"]} if "reason" in done else {}
         self.client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
         self.client.set_terminated(run_id, TERMINAL[done["status"]], ended)
@@ -281,7 +285,9 @@ class Exporter:
         mirror.close_unfinished()
         mirror.finish_parent(parent, event["status"], event["artifacts"])
 
-    def _flush(self, mirror: Mirror, parent: str, steps: dict[str, list[Any]], stamps: dict[tuple[str, int], int]) -> None:
+    def _flush(
+        self, mirror: Mirror, parent: str, steps: dict[str, list[Any]], stamps: dict[tuple[str, int], int]
+    ) -> None:
         for key, records in steps.items():
             if records:
                 run_id = mirror.cell_run(self.cells[key], parent, stamps[key, records[0]["step"]])

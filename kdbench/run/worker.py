@@ -54,6 +54,8 @@ def main() -> None:
 
     torch.set_num_threads(settings["threads"])
     torch.set_num_interop_threads(1)
+    if torch.cuda.is_available():  # on a CPU with pinned threads the operations used are deterministic as they are
+        torch.use_deterministic_algorithms(True, warn_only=True)
     from kdbench import registry
     from kdbench.run.cell import Hooks, execute
     from kdbench.run.store import Store

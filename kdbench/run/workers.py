@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -49,7 +50,7 @@ class Worker:
         log.parent.mkdir(parents=True, exist_ok=True)
         settings = {"store": str(store.root), "threads": threads, "folders": [str(folder) for folder in folders]}
         with open(log, "ab") as errors:
-            self.process = subprocess.Popen(
+            self.process = subprocess.Popen(  # noqa: S603 — our own interpreter and module
                 [sys.executable, "-m", "kdbench.run.worker", json.dumps(settings)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -65,11 +66,9 @@ class Worker:
     def send(self, message: dict[str, Any]) -> None:
         """Send one command; a dead worker is noticed by its closed stdout instead."""
         assert self.process.stdin
-        try:
+        with suppress(OSError):
             self.process.stdin.write(json.dumps(message).encode() + b"\n")
             self.process.stdin.flush()
-        except OSError:
-            pass
 
     def read(self) -> list[dict[str, Any]] | None:
         """Return the events that have come; None when the worker is gone."""
@@ -85,10 +84,8 @@ class Worker:
         if kill:
             self.process.kill()
         if self.process.stdin:
-            try:
+            with suppress(OSError):
                 self.process.stdin.close()
-            except OSError:
-                pass
         try:
             self.process.wait(5)
         except subprocess.TimeoutExpired:
@@ -101,7 +98,7 @@ class Worker:
 def _environment(threads: int) -> dict[str, str]:
     """Pin BLAS threads, keep every library off-line and silent."""
     pinned = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
-    fixed = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
+    fixed = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
     return os.environ | pinned | fixed | {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "PYTHONUNBUFFERED": "1"}
 
 

@@ -62,7 +62,9 @@ def _read(path: Path) -> str:
     if not path.is_file():
         near = [str(other) for other in sorted(path.parent.glob("*.y*ml"))] if path.parent.is_dir() else []
         found = "a folder" if path.is_dir() else "none"
-        raise ConfigError(f"no such suite: expected a YAML file at {path}, found {found}.{did_you_mean(str(path), near)}")
+        raise ConfigError(
+            f"no such suite: expected a YAML file at {path}, found {found}.{did_you_mean(str(path), near)}"
+        )
     try:
         raw = path.read_bytes()
         if len(raw) > MAX_BYTES:
@@ -103,7 +105,9 @@ class _Reader:
     def value(self, node: Any, path: NodePath, depth: int) -> Any:
         self.count += 1
         if self.count > MAX_NODES or depth > MAX_DEPTH:
-            raise self.fail(node, f"expected at most {MAX_NODES:,} values, {MAX_DEPTH} deep, aliases followed; found more")
+            raise self.fail(
+                node, f"expected at most {MAX_NODES:,} values, {MAX_DEPTH} deep, aliases followed; found more"
+            )
         self.lines.setdefault(path, node.start_mark.line + 1)
         tag = str(node.tag or "")
         if not tag.startswith("tag:yaml.org,2002:") or tag.rpartition(":")[2].partition("/")[0] == "python":
@@ -191,7 +195,9 @@ def _assign(data: Any, names: list[str], value: Any, shown: str) -> NodePath:
     for depth, name in enumerate(names):
         if isinstance(here, list):
             if not name.isdigit() or int(name) >= len(here):
-                raise ConfigError(f"{shown}: expected an index from 0 to {len(here) - 1} after {'.'.join(names[:depth])!r}")
+                raise ConfigError(
+                    f"{shown}: expected an index from 0 to {len(here) - 1} after {'.'.join(names[:depth])!r}"
+                )
             step: str | int = int(name)
         elif isinstance(here, dict):
             step = name

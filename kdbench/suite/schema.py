@@ -37,7 +37,9 @@ class Corpus(Part):
 class TokenizerSpec(Part):
     """The tokenizer that all models of the suite share: trained here, or a Hugging Face folder."""
 
-    bpe: int | None = Field(None, ge=300, le=200_000, description="entries of a byte-level BPE trained on the train split")
+    bpe: int | None = Field(
+        None, ge=300, le=200_000, description="entries of a byte-level BPE trained on the train split"
+    )
     path: str | None = Field(None, description="folder of a saved tokenizer, relative to the suite file")
 
     @model_validator(mode="after")
@@ -204,6 +206,9 @@ class Suite(Part):
             if len(set(getattr(self, field))) != len(getattr(self, field)):
                 problems.append(f"{field}: an entry stands twice in {list(getattr(self, field))}")
         problems += self._objective_problems()
+        absent = [task for task in self.compare.tasks if task not in self.examine.tasks]
+        if absent:
+            problems.append(f"compare.tasks: {absent} are not examined; examine.tasks has {list(self.examine.tasks)}")
         if self.data.length > min(self.train.batch_tokens, *(p.batch_tokens for p in self._pretrains())):
             problems.append(f"batch_tokens: expected at least one block of data.length = {self.data.length} tokens")
         if problems:
@@ -215,11 +220,17 @@ class Suite(Part):
 
     def _objective_problems(self) -> list[str]:
         labels = self.labels
-        problems = [f"objectives: {label!r} stands twice; give one a `label:`" for label in set(labels) if labels.count(label) > 1]
+        problems = [
+            f"objectives: {label!r} stands twice; give one a `label:`"
+            for label in set(labels)
+            if labels.count(label) > 1
+        ]
         named = [("compare.baseline", self.compare.baseline)] if not self.compare.contrasts else []
         named += [("compare.contrasts", name) for pair in self.compare.contrasts for name in pair]
         known = {*labels, "floor", "ceiling"}
-        problems += [f"{where}: unknown arm {name!r}.{did_you_mean(name, known)}" for where, name in named if name not in known]
+        problems += [
+            f"{where}: unknown arm {name!r}.{did_you_mean(name, known)}" for where, name in named if name not in known
+        ]
         if not self.teachers and any(needs_teacher(entry["spec"]) for entry in self.objectives):
             problems.append("teachers: expected at least one model, since an objective needs a teacher; found none")
         return problems
@@ -244,7 +255,11 @@ def json_schema() -> dict[str, Any]:
     schema["properties"]["objectives"]["items"] = {
         "anyOf": [
             {"type": "string", "description": "name, or base+wrapper: kl, reverse_kl+atkd"},
-            {"type": "object", "required": ["name"], "properties": {"name": {"type": "string"}, "label": {"type": "string"}}},
+            {
+                "type": "object",
+                "required": ["name"],
+                "properties": {"name": {"type": "string"}, "label": {"type": "string"}},
+            },
         ]
     }
     return schema

@@ -13,7 +13,12 @@ VOCABULARY, LENGTH = 61, 12
 
 def tiny(seed: int, width: int = 16, architecture: str = "opt", **fields):
     """Return a small causal language model."""
-    init = {"architecture": architecture, "hidden_size": width, "num_hidden_layers": 1, "num_attention_heads": 2} | fields
+    init = {
+        "architecture": architecture,
+        "hidden_size": width,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    } | fields
     config = models.architecture_config(init, VOCABULARY, LENGTH, (0, 1), dropout=False)
     return models.make(config, seed)
 

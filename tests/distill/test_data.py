@@ -1,6 +1,6 @@
 """Text: split by document, tokenised without loss, the same every time.
 
-    python -m pytest tests/distill/test_data.py
+python -m pytest tests/distill/test_data.py
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def test_blocks_hold_every_token_once_and_never_cross_documents(documents, token
     pad = tokenizer.pad_token_id
     text = tokenizer.decode([i for row in blocks.ids.tolist() for i in row if i != pad], skip_special_tokens=True)
     assert text == "".join(" ".join(p.split()) for d in documents[:3] for p in d.text.split("\n\n"))
-    counted = (blocks.ids != pad)
+    counted = blocks.ids != pad
     counted[:, 0] = False
     assert torch.equal(counted, blocks.mask)
     starts = [row for row in range(1, len(blocks)) if not blocks.mask[row - 1, -1]]
@@ -66,7 +66,7 @@ def test_the_distillation_set_is_a_fixed_choice(documents, tokenizer):
     blocks = data.tokenise(documents, tokenizer, 32)
     chosen = data.distillation_set(blocks, 320)
     assert len(chosen) == 10 and torch.equal(chosen.ids, data.distillation_set(blocks, 320).ids)
-    with pytest.raises(ConfigError, match="data.tokens"):
+    with pytest.raises(ConfigError, match=r"data\.tokens"):
         data.distillation_set(blocks, 10**9)
 
 

@@ -1,6 +1,6 @@
 """The fused loss is the dense loss: value and gradient, for every objective, however it is cut.
 
-    python -m pytest tests/distill/test_loss.py
+python -m pytest tests/distill/test_loss.py
 """
 
 from __future__ import annotations
@@ -91,7 +91,9 @@ def test_no_tokens_give_zero_with_a_graph():
     hidden, head, taught, target = case(3, 4)
     weights = weights_of(chosen, taught, target)
     none = slice(0, 0)
-    part = fused_loss(chosen, hidden[none], head, TeacherStates(taught.hidden[none], taught.head), target[none], weights)
+    part = fused_loss(
+        chosen, hidden[none], head, TeacherStates(taught.hidden[none], taught.head), target[none], weights
+    )
     assert part.total.item() == 0
     part.total.backward()
 

@@ -1,6 +1,6 @@
 """Training is a function of its inputs: cut, cached, interrupted or not, it ends the same.
 
-    python -m pytest tests/distill/test_train.py
+python -m pytest tests/distill/test_train.py
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ def live(model, blocks):
 
 
 def cached(model, blocks, folder):
-    write_cache(folder, blocks, lambda part: read_states(model, part, VOCABULARY, "float32", torch.float32), lambda *_: None)
+    write_cache(
+        folder, blocks, lambda part: read_states(model, part, VOCABULARY, "float32", torch.float32), lambda *_: None
+    )
     return CachedTeacher(folder, models.head(model, VOCABULARY))
 
 

@@ -1,6 +1,6 @@
 """The whole path on a tiny suite, run as a user runs it: real students, real kills, the same bytes.
 
-    python -m pytest tests/run/test_run.py
+python -m pytest tests/run/test_run.py
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def test_a_run_ends_with_a_verdict_and_says_where_everything_is(world):
 
 
 def test_arms_without_a_teacher_run_once_a_seed_and_floor_and_ceiling_are_there(world):
-    _, suite, results, _ = world
+    _, _, results, _ = world
     cells = json.loads((results / "suites" / "tiny" / "plan.json").read_text())["cells"]
     count = {arm: sum(cell["arm"] == arm for cell in cells) for arm in ("floor", "ceiling", "sft", "kl", "atkd")}
     assert count == {"floor": 3, "ceiling": 1, "sft": 3, "kl": 3, "atkd": 3}
@@ -85,7 +85,9 @@ def test_compare_answers_from_the_store_alone(world):
     found = json.loads(kdbench(*asked, "--json", cwd=folder).stdout)
     assert found
     assert "|" in kdbench(*asked, "--markdown", cwd=folder).stdout
-    assert "Did you mean 'atkd'" in kdbench("compare", "--results-dir", results, "--objectives", "kl,atk", check=2).stderr
+    assert (
+        "Did you mean 'atkd'" in kdbench("compare", "--results-dir", results, "--objectives", "kl,atk", check=2).stderr
+    )
     assert "Did you mean 'swap'" in kdbench("compare", "--results-dir", results, "--metric", "swop", check=2).stderr
     assert "Did you mean 'tiny'" in kdbench("compare", "--results-dir", results, "--suite", "tinny", check=2).stderr
 
@@ -243,7 +245,15 @@ def test_a_saved_student_is_an_ordinary_folder_and_plain_lm_eval_agrees(world, t
     }
     command = [sys.executable, "-m", "lm_eval", "--model", "hf", "--model_args", f"pretrained={folder / 'model'}"]
     command += ["--include_path", str(results / "suites" / "tiny" / "lm_eval_tasks"), "--batch_size", "16"]
-    command += ["--tasks", "kdbench_replace,kdbench_swap", "--device", "cpu", "--log_samples", "--output_path", str(tmp_path)]
+    command += [
+        "--tasks",
+        "kdbench_replace,kdbench_swap",
+        "--device",
+        "cpu",
+        "--log_samples",
+        "--output_path",
+        str(tmp_path),
+    ]
     subprocess.run(command, check=True, capture_output=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
     stored = pandas.read_parquet(folder / "samples.parquet")
     for task in ("swap", "replace"):
@@ -259,7 +269,8 @@ def test_a_diverged_cell_is_a_result_and_not_a_gap(world, tmp_path):
     plugin.parent.mkdir()
     plugin.write_text(
         "from kdbench.api import Objective, Source\n\n\nclass Bad(Objective):\n"
-        '    """Gives NaN."""\n\n    name = "bad"\n    source = Source(title="x", year=2026)\n    needs_teacher = False\n\n'
+        '    """Gives NaN."""\n\n    name = "bad"\n    source = Source(title="x", year=2026)\n'
+        "    needs_teacher = False\n\n"
         "    def terms(self, student, teacher, target):\n"
         '        return {"bad": student.log_prob_target * float("nan")}\n'
     )

@@ -1,6 +1,6 @@
 """The store: complete or not there, never edited, never silently wrong.
 
-    python -m pytest tests/run/test_store.py
+python -m pytest tests/run/test_store.py
 """
 
 from __future__ import annotations

@@ -1,0 +1,114 @@
+"""MLflow is a mirror: complete, idempotent, and never in the way.
+
+python -m pytest tests/run/test_tracking.py
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from kdbench.run import tracking
+from kdbench.run.store import Store
+from tests.conftest import SUITE, kdbench
+
+
+@pytest.fixture(scope="module")
+def tracked(tmp_path_factory, corpus_folder):
+    """The tiny suite, run with MLflow on."""
+    folder = tmp_path_factory.mktemp("tracked")
+    suite = folder / "tiny.yaml"
+    suite.write_text(SUITE.format(corpus=corpus_folder), encoding="utf-8")
+    process = kdbench("run", suite, "--results-dir", folder / "results", "--workers", 2)
+    return folder, suite, folder / "results", process
+
+
+def runs(results):
+    tracking.quiet_environment()
+    import mlflow
+
+    client = mlflow.MlflowClient(f"sqlite:///{results / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("tiny")
+    return client, client.search_runs([experiment.experiment_id], max_results=1000)
+
+
+def snapshot(results):
+    client, found = runs(results)
+    points = {
+        (run.info.run_name, name): len(client.get_metric_history(run.info.run_id, name))
+        for run in found
+        for name in run.data.metrics
+    }
+    return {run.info.run_id: run.info.status for run in found}, points
+
+
+def test_cells_are_children_of_the_invocation_with_curves_scores_and_cost(tracked):
+    _, _, results, _ = tracked
+    client, found = runs(results)
+    parents = [run for run in found if "mlflow.parentRunId" not in run.data.tags]
+    children = [run for run in found if "mlflow.parentRunId" in run.data.tags]
+    assert len(parents) == 1 and len(children) == 13
+    assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parents[0].info.run_id}
+    assert {run.info.status for run in found} == {"FINISHED"}
+    cell = next(run for run in children if run.data.tags["kdbench.objective"] == "atkd")
+    assert {"train/loss", "train/loss/tkd", "train/loss/dkd", "eval/swap/acc", "held_out/nats_per_token"} <= set(
+        cell.data.metrics
+    )
+    assert {"cost/wall_seconds", "cost/peak_memory_mib", "cost/tokens_per_second"} <= set(cell.data.metrics)
+    assert [point.step for point in client.get_metric_history(cell.info.run_id, "train/loss")] == list(range(1, 13))
+    assert cell.data.params["train.lr"] == "0.01" and cell.data.params["objective.base.name"] == "kl"
+    assert {item.path for item in client.list_artifacts(cell.info.run_id)} >= {"results.json", "samples.parquet"}
+    assert {item.path for item in client.list_artifacts(parents[0].info.run_id)} >= {"report.html", "suite.json"}
+
+
+def test_a_second_sync_adds_nothing(tracked):
+    _, _, results, _ = tracked
+    before = snapshot(results)
+    assert "0 cells" in kdbench("mlflow", "sync", "--results-dir", results).stderr
+    assert snapshot(results) == before
+
+
+def test_a_deleted_database_is_made_anew_from_the_store(tracked, tmp_path):
+    import shutil
+
+    _, _, results, _ = tracked
+    target = tmp_path / "moved"
+    shutil.copytree(results, target)
+    for path in target.glob("mlflow.db*"):
+        path.unlink()
+    assert "13 cells" in kdbench("mlflow", "sync", "--results-dir", target).stderr
+    _, points = snapshot(target)
+    assert {k: v for k, v in points.items()} == {k: v for k, v in snapshot(results)[1].items()}
+
+
+def test_with_mlflow_or_without_the_bytes_are_the_same(tracked, tmp_path):
+    from tests.run.test_run import products
+
+    _, suite, results, _ = tracked
+    kdbench("run", suite, "--results-dir", tmp_path / "r", "--no-mlflow")
+    assert products(tmp_path / "r") == products(results)
+
+
+def test_a_broken_mlflow_never_stops_a_run(tracked, tmp_path):
+    _, suite, _, _ = tracked
+    target = tmp_path / "r"
+    target.mkdir()
+    (target / "mlflow.db").write_text("this is no database")
+    process = kdbench("run", suite, "--results-dir", target, "--only", "objective=sft", "--only", "seed=0")
+    assert "the results are safe" in process.stderr and "Traceback" not in process.stderr
+    assert len(list(target.glob("cells/*/DONE.json"))) == 1
+
+
+def test_four_processes_may_open_a_new_database_at_once(tmp_path):
+    Store(tmp_path).prepare()
+    code = (
+        "from pathlib import Path; from kdbench.run import tracking; from kdbench.run.store import Store\n"
+        f"tracking.quiet_environment(); s = Store(Path({str(tmp_path)!r})); tracking.create_database(s)\n"
+        "import mlflow; mlflow.MlflowClient(tracking.tracking_uri(s)).search_experiments()"
+    )
+    four = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(4)]
+    assert [process.wait() for process in four] == [0, 0, 0, 0]
+    assert json.dumps(sorted(path.name for path in tmp_path.glob("*.db"))) == '["mlflow.db"]'
