@@ -15,7 +15,7 @@ install: $(VENV)/.installed-run
 test: $(VENV)/.installed-test  ## install with the test extra, check the style, run the tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 $(VENV)/.installed-%: locks/%.txt locks/uv.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -93,3 +93,12 @@ def kdbench(*arguments: object, check: int | None = 0, cwd: Path | None = None, 
     if check is not None:
         assert process.returncode == check, f"exit {process.returncode}\n{process.stdout}\n{process.stderr}"
     return process
+
+
+def call(*arguments: object):
+    """Run a command in this process, which is fast; for commands that start no workers."""
+    from click.testing import CliRunner
+
+    from kdbench.cli import main
+
+    return CliRunner().invoke(main, [str(one) for one in arguments])

@@ -9,14 +9,8 @@ import json
 import os
 
 import pytest
-from click.testing import CliRunner
 
-from kdbench.cli import main
-from tests.conftest import kdbench
-
-
-def call(*arguments):
-    return CliRunner().invoke(main, [str(one) for one in arguments])
+from tests.conftest import call, kdbench
 
 
 def change(suite_file, old, new):
@@ -28,10 +22,10 @@ def change(suite_file, old, new):
 @pytest.mark.parametrize(
     ("old", "new", "messages"),
     [
-        ("[sft, kl, atkd]", "[sft, klx, atkd]", [":17: objectives.1", "Did you mean 'kl'"]),
+        ("[sft, kl, atkd]", "[sft, klx, atkd]", [":16: objectives.1", "Did you mean 'kl'"]),
         ("[sft, kl, atkd]", "[sft, {name: kl, tua: 2}, atkd]", ["'tua'", "Did you mean 'tau'"]),
         ("students: [small]", "students: [smal]", ["unknown model 'smal'", "Did you mean 'small'"]),
-        ("steps: 12", "steps: 12, stepz: 3", [":19: train.stepz", "Did you mean 'steps'"]),
+        ("steps: 12", "steps: 12, stepz: 3", [":18: train.stepz", "Did you mean 'steps'"]),
         ("seeds: [0, 1, 2]", "seeds: [0, 1, 2]\nseeds: [3]", ["'seeds' stands twice"]),
         ("steps: 12", "steps: none", ["train.steps", "integer"]),
         ("lr: 1e-2, checkpoint", "lr: quick, checkpoint", ["train.lr", "number"]),

@@ -9,7 +9,8 @@ import json
 
 import pytest
 
-from tests.conftest import kdbench
+from kdbench import registry
+from tests.conftest import call, kdbench
 
 PLUGIN = '''\
 """Half of each direction."""
@@ -31,11 +32,20 @@ class Half(Objective):
 '''
 
 
+@pytest.fixture(autouse=True)
+def fresh_registry(monkeypatch):
+    """Each test names its own folders."""
+    monkeypatch.setattr(registry, "_folders", [])
+    registry.objectives.cache_clear()
+    yield
+    registry.objectives.cache_clear()
+
+
 def test_a_file_of_the_user_s_is_found_and_shown(tmp_path):
     (tmp_path / "half.py").write_text(PLUGIN)
-    found = json.loads(kdbench("objectives", "list", "--objectives-dir", tmp_path, "--json").stdout)
+    found = json.loads(call("objectives", "list", "--objectives-dir", tmp_path, "--json").stdout)
     assert {"sft", "kl", "reverse_kl", "atkd", "half"} <= {row["name"] for row in found}
-    shown = kdbench("objectives", "show", "half", "--objectives-dir", tmp_path).stdout
+    shown = call("objectives", "show", "half", "--objectives-dir", tmp_path).stdout
     assert "share" in shown and "a test" in shown
 
 
@@ -64,19 +74,22 @@ def test_an_installed_entry_point_is_found(tmp_path):
 )
 def test_a_bad_plugin_is_one_error_that_names_its_file(tmp_path, text, message):
     (tmp_path / "bad.py").write_text(text)
-    process = kdbench("objectives", "list", "--objectives-dir", tmp_path, check=2)
-    assert message in process.stderr and "bad.py" in process.stderr and "Traceback" not in process.stderr
+    result = call("objectives", "list", "--objectives-dir", tmp_path)
+    assert result.exit_code == 2
+    assert message in result.stderr and "bad.py" in result.stderr and "Traceback" not in result.stderr
 
 
 def test_an_empty_folder_of_objectives_is_an_error(tmp_path):
-    assert "--objectives-dir" in kdbench("objectives", "list", "--objectives-dir", tmp_path, check=2).stderr
+    result = call("objectives", "list", "--objectives-dir", tmp_path)
+    assert result.exit_code == 2 and "--objectives-dir" in result.stderr
 
 
 def test_show_prints_formula_fields_source_and_file():
-    text = kdbench("objectives", "show", "reverse_kl+atkd").stdout
+    text = call("objectives", "show", "reverse_kl+atkd").stdout
     for part in ("reverse_kl+atkd", "L = λ", "hard_fraction", "Revisiting Knowledge Distillation", "atkd.py", "NaN"):
         assert part in text
 
 
 def test_an_unknown_objective_is_met_with_a_suggestion():
-    assert "Did you mean 'reverse_kl'" in kdbench("objectives", "show", "revers_kl", check=2).stderr
+    result = call("objectives", "show", "revers_kl")
+    assert result.exit_code == 2 and "Did you mean 'reverse_kl'" in result.stderr

@@ -83,12 +83,21 @@ class Planner:
         self.suite, self.base = suite, base
         self.runtime = models.resolve_runtime(suite.device, suite.precision, suite.threads)
         self.documents = data.read_corpus(suite.data.corpus.model_dump(), base)
-        data.split(self.documents)
+        self._check_size(data.split(self.documents)["train"])
         self.corpus = data.fingerprint(self.documents)
         self.vocabulary = self._vocabulary()
         self.configs = {name: self._config(name) for name in dict.fromkeys((*suite.students, *suite.teachers))}
         self.jobs: dict[str, Job] = {}
         self.cells: list[tuple[Cell, Job]] = []
+
+    def _check_size(self, train: list[data.Document]) -> None:
+        """Refuse a distillation set larger than any tokenizer could cut from the text: a token is a byte or more."""
+        tokens, most = self.distillation_tokens(), sum(len(document.text.encode()) for document in train)
+        if not self.suite.data.length <= tokens <= most:
+            raise ConfigError(
+                f"data.tokens: expected {self.suite.data.length:,} to {most:,} (the bytes of the train split), "
+                f"found {tokens:,}"
+            )
 
     @cached_property
     def environment(self) -> dict[str, Any]:

@@ -6,24 +6,13 @@ python -m pytest tests/run/test_tracking.py
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 
-import pytest
-
 from kdbench.run import tracking
 from kdbench.run.store import Store
-from tests.conftest import SUITE, kdbench
-
-
-@pytest.fixture(scope="module")
-def tracked(tmp_path_factory, corpus_folder):
-    """The tiny suite, run with MLflow on."""
-    folder = tmp_path_factory.mktemp("tracked")
-    suite = folder / "tiny.yaml"
-    suite.write_text(SUITE.format(corpus=corpus_folder), encoding="utf-8")
-    process = kdbench("run", suite, "--results-dir", folder / "results", "--workers", 2)
-    return folder, suite, folder / "results", process
+from tests.conftest import call, kdbench
 
 
 def runs(results):
@@ -45,8 +34,8 @@ def snapshot(results):
     return {run.info.run_id: run.info.status for run in found}, points
 
 
-def test_cells_are_children_of_the_invocation_with_curves_scores_and_cost(tracked):
-    _, _, results, _ = tracked
+def test_cells_are_children_of_the_invocation_with_curves_scores_and_cost(world):
+    _, _, results, _ = world
     client, found = runs(results)
     parents = [run for run in found if "mlflow.parentRunId" not in run.data.tags]
     children = [run for run in found if "mlflow.parentRunId" in run.data.tags]
@@ -64,42 +53,35 @@ def test_cells_are_children_of_the_invocation_with_curves_scores_and_cost(tracke
     assert {item.path for item in client.list_artifacts(parents[0].info.run_id)} >= {"report.html", "suite.json"}
 
 
-def test_a_second_sync_adds_nothing(tracked):
-    _, _, results, _ = tracked
+def test_a_second_sync_adds_nothing(world):
+    _, _, results, _ = world
     before = snapshot(results)
-    assert "0 cells" in kdbench("mlflow", "sync", "--results-dir", results).stderr
+    assert "0 cells" in call("mlflow", "sync", "--results-dir", results).stderr
     assert snapshot(results) == before
 
 
-def test_a_deleted_database_is_made_anew_from_the_store(tracked, tmp_path):
-    import shutil
-
-    _, _, results, _ = tracked
+def test_a_deleted_database_is_made_anew_from_the_store(world, tmp_path):
+    _, _, results, _ = world
     target = tmp_path / "moved"
     shutil.copytree(results, target)
     for path in target.glob("mlflow.db*"):
         path.unlink()
-    assert "13 cells" in kdbench("mlflow", "sync", "--results-dir", target).stderr
+    assert "13 cells" in call("mlflow", "sync", "--results-dir", target).stderr
     _, points = snapshot(target)
     assert {k: v for k, v in points.items()} == {k: v for k, v in snapshot(results)[1].items()}
 
 
-def test_with_mlflow_or_without_the_bytes_are_the_same(tracked, tmp_path):
-    from tests.run.test_run import products
-
-    _, suite, results, _ = tracked
-    kdbench("run", suite, "--results-dir", tmp_path / "r", "--no-mlflow")
-    assert products(tmp_path / "r") == products(results)
-
-
-def test_a_broken_mlflow_never_stops_a_run(tracked, tmp_path):
-    _, suite, _, _ = tracked
+def test_a_broken_mlflow_never_stops_a_run(world, tmp_path):
+    _, suite, results, _ = world
     target = tmp_path / "r"
-    target.mkdir()
+    shutil.copytree(results, target)
     (target / "mlflow.db").write_text("this is no database")
-    process = kdbench("run", suite, "--results-dir", target, "--only", "objective=sft", "--only", "seed=0")
+    shutil.rmtree(
+        next(path.parent for path in target.glob("cells/*/inputs.json") if '"arm": "floor"' in path.read_text())
+    )
+    process = kdbench("run", suite, "--results-dir", target, "--workers", 1)
     assert "the results are safe" in process.stderr and "Traceback" not in process.stderr
-    assert len(list(target.glob("cells/*/DONE.json"))) == 1
+    assert len(list(target.glob("cells/*/DONE.json"))) == 13
 
 
 def test_four_processes_may_open_a_new_database_at_once(tmp_path):
