@@ -218,7 +218,9 @@ def _execute(planned: orchestrate.Plan, store: Store, jobs: list[Any], workers: 
     if not jobs:
         return orchestrate.run(planned, store, [], workers, []), None
     content = read_json(store.suite_folder(planned.suite.name) / "plan.json")
-    exporter = Exporter(store, content, lambda text: console.print(text, markup=False)) if mlflow else None
+    exporter = (
+        Exporter(store, content, lambda text: console.print(text, markup=False, soft_wrap=True)) if mlflow else None
+    )
     step_tokens = planned.suite.train.batch_tokens
     threading.Thread(target=_preload, daemon=True).start()
     try:

@@ -69,7 +69,8 @@ def forest(comparison: Comparison, path: Path) -> None:
         axes.spines["left"].set_visible(False)
         axes.locator_params(axis="x", nbins=6)
         unit = "points" if comparison.points else "units of score"
-        level = f"{100 * (1 - comparison.alpha):g} % interval; band: equivalent within ±{margin:g} {unit}"
+        level = f"{100 * (1 - comparison.alpha):g} % interval; band: ±{margin:g} {unit}"
+        level += f" (equivalent: the {100 * (1 - 2 * comparison.alpha):g} % interval lies inside)"
         axes.set_xlabel(f"difference in {unit}  (right: objective is better)\n{level}", fontsize=9, color=FAINT)
         _save(figure, path)
 

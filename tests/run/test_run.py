@@ -15,6 +15,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.conftest import call, kdbench
@@ -93,97 +94,73 @@ def test_dry_run_writes_nothing(world, tmp_path):
     assert "not chosen by --only" in text and not (tmp_path / "none").exists()
 
 
-@pytest.mark.parametrize("delay", [1, 3])
-def test_a_run_killed_in_the_middle_ends_with_the_same_bytes(world, tmp_path, delay):
+class Program:
+    """A run in a process of its own, which a test may hurt once it has finished some jobs."""
+
+    def __init__(self, suite: Path, target: Path, workers: int = 1):
+        command = [sys.executable, "-m", "kdbench.cli", "run", str(suite), "--results-dir", str(target)]
+        command += ["--no-mlflow", f"--workers={workers}"]
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+        self.text, self.target = "", target
+
+    def until(self, jobs: int) -> Program:
+        """Wait until this invocation has finished that many jobs."""
+        for line in self.process.stderr:
+            self.text += line
+            if line.startswith(f"[{jobs}/"):
+                return self
+        raise AssertionError(f"ended before job {jobs}:\n{self.text}")
+
+    def worker(self) -> psutil.Process:
+        """Return one of its workers."""
+        children = psutil.Process(self.process.pid).children()
+        return next(child for child in children if "kdbench.run.worker" in child.cmdline())
+
+    def end(self) -> int:
+        """Wait for the end, and for the workers to leave; return the exit code."""
+        self.text += self.process.stderr.read()
+        self.process.stderr.close()
+        code = self.process.wait(60)
+        for _ in range(100):
+            alive = (
+                p for p in psutil.process_iter(["cmdline"]) if str(self.target) in " ".join(p.info["cmdline"] or [])
+            )
+            if not any(alive):
+                return code
+            time.sleep(0.1)
+        raise AssertionError("workers outlive their parent")
+
+
+def test_a_run_that_is_stopped_terminated_and_killed_ends_with_the_same_bytes(world, tmp_path):
+    """SIGINT, then SIGTERM, then a dead worker, then SIGKILL of the parent, each in the middle; then to the end."""
     _, suite, results, _ = world
     target = tmp_path / "r é"
-    command = [
-        sys.executable,
-        "-m",
-        "kdbench.cli",
-        "run",
-        str(suite),
-        "--results-dir",
-        str(target),
-        "--no-mlflow",
-        "--workers=1",
-    ]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    seen = 0
-    for line in process.stderr:  # kill shortly after some jobs are done, somewhere in the next ones
-        seen += line.startswith("[")
-        if seen == 4 * delay:
-            break
-    time.sleep(0.1 * delay)
-    process.kill()
-    process.wait()
-    process.stderr.close()
-    assert not list(target.glob("suites/tiny/report.html"))
-    _wait_for_orphans(target)
-    kdbench("run", suite, "--results-dir", target, "--no-mlflow", "--workers", 1, PYTHONHASHSEED=str(delay))
+    for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+        program = Program(suite, target).until(4)
+        program.process.send_signal(number)
+        assert program.end() == code
+        assert "run the same command to go on" in program.text and "Traceback" not in program.text
+    program = Program(suite, target).until(1)
+    program.worker().kill()
+    program.until(3)
+    assert "died (killed, perhaps out of memory)" in program.text
+    program.process.kill()
+    program.end()
+    kdbench("run", suite, "--results-dir", target, "--no-mlflow", "--workers", 1, PYTHONHASHSEED="7")
     assert products(target) == products(results)
 
 
-def _wait_for_orphans(target: Path) -> None:
-    """Workers leave when their parent is gone; nothing keeps a lock."""
-    import psutil
-
-    for _ in range(100):
-        left = [p for p in psutil.process_iter(["cmdline"]) if str(target) in " ".join(p.info["cmdline"] or [])]
-        if not left:
-            return
-        time.sleep(0.1)
-    raise AssertionError(f"orphans: {left}")
-
-
-def test_a_killed_worker_costs_its_cell_one_retry(world, tmp_path):
-    import psutil
-
+@pytest.mark.slow
+@pytest.mark.parametrize("jobs", [1, 3, 5, 7, 9, 11, 13, 15, 17, 19])
+@pytest.mark.parametrize("delay", [0.0, 0.2, 0.5])
+def test_a_run_killed_anywhere_ends_with_the_same_bytes(world, tmp_path, jobs, delay):
     _, suite, results, _ = world
-    target = tmp_path / "r"
-    command = [
-        sys.executable,
-        "-m",
-        "kdbench.cli",
-        "run",
-        str(suite),
-        "--results-dir",
-        str(target),
-        "--no-mlflow",
-        "--workers=1",
-    ]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    text, killed = "", False
-    for line in process.stderr:
-        text += line
-        if line.startswith("[6/") and not killed:
-            victim = next(p for p in psutil.Process(process.pid).children() if "kdbench.run.worker" in p.cmdline())
-            victim.kill()
-            killed = True
-    process.communicate()
-    assert process.returncode == 0 and killed
-    assert "died" in text and "killed, perhaps out of memory" in text
-    assert products(target) == products(results)
-
-
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_saves_and_ends_with_its_code(world, tmp_path, number, code):
-    _, suite, results, _ = world
-    target = tmp_path / "r"
-    command = [sys.executable, "-m", "kdbench.cli", "run", str(suite), "--results-dir", str(target)]
-    command += ["--no-mlflow", "--workers=1"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    for line in process.stderr:
-        if line.startswith("[5/"):
-            os.kill(process.pid, number)
-            break
-    rest = process.stderr.read()
-    assert process.wait(60) == code, rest
-    process.stderr.close()
-    assert "run the same command to go on" in rest and "Traceback" not in rest
-    if number == signal.SIGTERM:
-        kdbench("run", suite, "--results-dir", target, "--no-mlflow", "--workers", 1)
-        assert products(target) == products(results)
+    program = Program(suite, tmp_path / "r", workers=2).until(jobs)
+    time.sleep(delay)
+    program.process.kill()
+    program.end()
+    kdbench("run", suite, "--results-dir", tmp_path / "r", "--no-mlflow")
+    assert products(tmp_path / "r") == products(results)
 
 
 def test_two_runs_at_once_make_each_cell_once(world, tmp_path):
@@ -290,6 +267,7 @@ def test_a_diverged_cell_is_a_result_and_not_a_gap(world, tmp_path):
     assert "Traceback" not in process.stderr
 
 
+@pytest.mark.slow
 def test_only_chooses_cells_and_says_what_is_missing(world, tmp_path):
     _, suite, results, _ = world
     target = tmp_path / "r"
