@@ -18,6 +18,7 @@ test: $(VENV)/.installed-test  ## install with the test extra, check the style, 
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 $(VENV)/.installed-%: locks/%.txt locks/uv.txt pyproject.toml
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'kdbench needs Python 3.11 or newer; make PYTHON=...')"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r locks/uv.txt
 	$(UV) --require-hashes -r $<

@@ -6,6 +6,8 @@ python -m pytest tests/test_registry.py
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
@@ -93,3 +95,18 @@ def test_show_prints_formula_fields_source_and_file():
 def test_an_unknown_objective_is_met_with_a_suggestion():
     result = call("objectives", "show", "revers_kl")
     assert result.exit_code == 2 and "Did you mean 'reverse_kl'" in result.stderr
+
+
+def test_the_plugin_of_the_readme_works_as_printed(tmp_path):
+    import torch
+
+    import kdbench as public
+
+    text = (Path(__file__).parent.parent / "README.md").read_text()
+    code = next(block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "class Half" in block)
+    (tmp_path / "half.py").write_text(code)
+    registry.use_folder(tmp_path)
+    logits = torch.randn(2, 5, 7, generator=torch.Generator().manual_seed(0))
+    parts = public.loss("half", logits, logits.flip(-1), torch.zeros(2, 5, dtype=torch.long))
+    assert parts.total > 0 and parts.tokens == 10
+    assert public.loss("half", logits, logits, torch.zeros(2, 5, dtype=torch.long)).total.abs() < 1e-6
