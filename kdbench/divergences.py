@@ -20,6 +20,21 @@ def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     return _KL.apply(log_p, log_q)
 
 
+def log_mixture(log_a: Tensor, log_b: Tensor, share: float | Tensor) -> Tensor:
+    """log(share · a + (1 − share) · b) of two log-distributions; a share of 0 or 1 gives one of them.
+
+    Where both are −inf the mixture is −inf too, with gradient 0 instead of NaN.
+    """
+    if not isinstance(share, Tensor) and share in (0.0, 1.0):
+        return log_a if share else log_b
+    share = torch.as_tensor(share, dtype=log_a.dtype, device=log_a.device)
+    neither = (log_a == NEG_INF) & (log_b == NEG_INF)
+    if bool(neither.any()):
+        mixed = log_mixture(log_a.masked_fill(neither, 0.0), log_b.masked_fill(neither, 0.0), share)
+        return mixed.masked_fill(neither, NEG_INF)
+    return torch.logaddexp(log_a + share.log(), log_b + torch.log1p(-share))
+
+
 class _KL(torch.autograd.Function):
     """Fewer passes than autograd would make; classes with p = 0 give 0, also where both logs are −inf."""
 

@@ -15,7 +15,7 @@ from kdbench.distill.loss import LIVE_TENSORS, TeacherStates, fused_loss, loss, 
 from kdbench.errors import ConfigError
 from kdbench.registry import objective, objectives
 
-SPECS = [name for name in objectives() if name != "atkd"] + ["atkd", "reverse_kl+atkd"]
+SPECS = [name for name in objectives() if name != "atkd"] + ["atkd", "reverse_kl+atkd", "jsd+atkd", "tvd+atkd"]
 
 
 def case(seed: int, n: int, v: int = 13, h: int = 5, ht: int = 7):
