@@ -258,8 +258,10 @@ def test_any_text_gives_a_suite_s_data_or_one_clear_error(tmp_path, text):
         assert str(error)
 
 
-TOKENS = ["a", ": ", "- ", "\n", " ", "[", "]", "{", "}", "&x ", "*x", "!", "!!int ", "!!bool ", "? ", "0x_",
-          "%YAML 1.1\n", "---\n", "<<", "|", ">", "'", '"', "#", ",", "1:30", "1e9", "~", "=", "\ufeff", "\x85"]  # fmt: skip
+TOKENS = [
+    "a", ": ", "- ", "\n", " ", "[", "]", "{", "}", "&x ", "*x", "!", "!!int ", "!!bool ", "? ", "0x_",
+    "---\n", "<<", "%YAML 1.1\n", "|", ">", "'", '"', "#", ",", "1:30", "1e9", "~", "=", "\ufeff", "\u0085",
+]  # fmt: skip
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
