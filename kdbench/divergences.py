@@ -6,12 +6,14 @@ excludes (logit −inf) give neither NaN values nor NaN gradients. Shapes: `N` t
 
 from __future__ import annotations
 
+import math
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
 NEG_INF = float("-inf")
+SUPPORTS = ("full", "topk", "topk_both", "topk+tail", "sampled")
 EXCLUDED = -1e30  # log-probability of a class that a view leaves out: exp is 0, and differences stay finite
 
 
@@ -33,6 +35,139 @@ def log_mixture(log_a: Tensor, log_b: Tensor, share: float | Tensor) -> Tensor:
         mixed = log_mixture(log_a.masked_fill(neither, 0.0), log_b.masked_fill(neither, 0.0), share)
         return mixed.masked_fill(neither, NEG_INF)
     return torch.logaddexp(log_a + share.log(), log_b + torch.log1p(-share))
+
+
+def skew_kl(log_p: Tensor, log_q: Tensor, share: float) -> Tensor:
+    """KL(p ‖ share · p + (1 − share) · q), `[N]` (DistiLLM); with p and q swapped it is the skewed reverse KL."""
+    return kl(log_p, log_mixture(log_p, log_q, share))
+
+
+def jsd(log_p: Tensor, log_q: Tensor, beta: float | Tensor) -> Tensor:
+    """D_β = β KL(p‖m) + (1 − β) KL(q‖m), m = β p + (1 − β) q, `[N]`; D_0 := KL(p‖q) and D_1 := KL(q‖p) (GKD, Eq. 1).
+
+    A tensor of weights `[N]` lies inside (0, 1), or is an end where both distributions have no other mass.
+    """
+    if isinstance(beta, float | int) and beta in (0, 1):
+        return kl(log_q, log_p) if beta else kl(log_p, log_q)
+    mixture = log_mixture(log_p, log_q, beta[:, None] if isinstance(beta, Tensor) else beta)
+    return beta * kl(log_p, mixture) + (1 - beta) * kl(log_q, mixture)
+
+
+def tvd(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """Total variation distance ½ Σ |p − q|, `[N]`."""
+    return 0.5 * (log_q.exp() - log_p.exp()).abs().sum(-1)
+
+
+def alpha_beta(log_p: Tensor, log_q: Tensor, alpha: float, beta: float) -> Tensor:
+    """The α-β divergence (Cichocki et al. 2011; ABKD), `[N]`, α, β > 0, with its limits where one of them is 0.
+
+    −1/(αβ) Σ [p^α q^β − α/(α+β) p^(α+β) − β/(α+β) q^(α+β)]; (1, 0) is KL(p‖q), (0, 1) is KL(q‖p).
+    """
+    if alpha and beta:
+        total = alpha + beta
+        mixed = _power(log_p, alpha) * _power(log_q, beta)
+        return (alpha * _power(log_p, total) + beta * _power(log_q, total) - total * mixed).sum(-1) / (
+            alpha * beta * total
+        )
+    # β → 0: Σ [p^α (log p^α − log q^α) − p^α + q^α] / α², an unnormalised KL of the α-th powers; α → 0 mirrors it.
+    a, b, power = (log_p, log_q, alpha) if alpha else (log_q, log_p, beta)
+    powers = _power(a, power)
+    ratio = (power * (a - b)).masked_fill(a == NEG_INF, 0.0)
+    return (powers * ratio - powers + _power(b, power)).sum(-1) / power**2
+
+
+def _power(log_dist: Tensor, exponent: float) -> Tensor:
+    return (exponent * log_dist).exp()
+
+
+# --- decoupled at the target: (target part, diversity part, coefficient), D = target + coefficient · diversity --------
+
+
+def kl_parts(p: Dist, q: Dist) -> tuple[Tensor, Tensor, Tensor]:
+    """KL(p‖q) = KL(p_b‖q_b) + u_p · KL(p̂‖q̂), exactly (ATKD, Eq. 3)."""
+    return kl(p.log_binary, q.log_binary), kl(p.log_probs_others, q.log_probs_others), p.log_binary[:, 1].exp()
+
+
+def skew_parts(p: Dist, q: Dist, share: float) -> tuple[Tensor, Tensor, Tensor]:
+    """KL(p‖M) = KL(p_b‖M_b) + u_p · KL(p̂‖M̂), exactly; M̂ is the mixture M renormalised over the other classes."""
+    binary = log_mixture(p.log_binary, q.log_binary, share)
+    others = (
+        log_mixture(p.log_probs_others + p.log_binary[:, 1:], q.log_probs_others + q.log_binary[:, 1:], share)
+        - binary[:, 1:]
+    )
+    return kl(p.log_binary, binary), kl(p.log_probs_others, others), p.log_binary[:, 1].exp()
+
+
+def jsd_parts(p: Dist, q: Dist, beta: float) -> tuple[Tensor, Tensor, Tensor]:
+    """D_β(p, q) = D_β(p_b, q_b) + ū · D_w(p̂, q̂), ū = β u_p + (1−β) u_q, w = β u_p / ū (held constant), exactly."""
+    if beta in (0, 1):
+        return kl_parts(q, p) if beta else kl_parts(p, q)
+    log_u = log_mixture(p.log_binary[:, 1], q.log_binary[:, 1], beta)
+    share = (math.log(beta) + p.log_binary[:, 1] - log_u).exp().detach()
+    diversity = jsd(p.log_probs_others, q.log_probs_others, share)
+    return jsd(p.log_binary, q.log_binary, beta), diversity, log_u.exp()
+
+
+def tvd_parts(p: Dist, q: Dist) -> tuple[Tensor, Tensor, Tensor]:
+    """By definition, not an identity: |p_g − q_g| and TVD(p̂, q̂); with min(u_p, u_q) they bound TVD from above."""
+    least = p.log_binary[:, 1].minimum(q.log_binary[:, 1]).exp()
+    return tvd(p.log_binary, q.log_binary), tvd(p.log_probs_others, q.log_probs_others), least
+
+
+def alpha_beta_parts(p: Dist, q: Dist, alpha: float, beta: float) -> tuple[Tensor, Tensor, Tensor]:
+    """By definition, not an identity: AB(p_b, q_b) and AB(p̂, q̂), coefficient u_p^α u_q^β (exact only for KL)."""
+    coefficient = (alpha * p.log_binary[:, 1] + beta * q.log_binary[:, 1]).exp()
+    return (
+        alpha_beta(p.log_binary, q.log_binary, alpha, beta),
+        alpha_beta(p.log_probs_others, q.log_probs_others, alpha, beta),
+        coefficient,
+    )
+
+
+def narrowed_kl(
+    log_p: Tensor, log_r: Tensor, support: str, size: int, draws: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """KL(p‖r) where only some classes of p are kept, and the mass of p on them (None where all are).
+
+    Args:
+        log_p, log_r: log-distributions `[N, V]`; the gradient flows into `log_r` alone.
+        support: `full`; `topk`: p renormalised over its `size` likeliest classes (gradient r − p_S: sharpens);
+            `topk_both`: r renormalised over them too (mass outside is free); `topk+tail`: all other classes lumped into
+            one, on both sides (a lower bound); `sampled`: the mean of log p − log r over classes drawn from p, which
+            is KL(p‖r) on average, and 0 at equality.
+        draws: `[N, size]` uniform numbers in [0, 1), for `sampled`.
+
+    Returns:
+        `[N]` and `[N]`.
+    """
+    size = min(size, log_p.shape[-1])
+    if support == "full":
+        return kl(log_p, log_r), None
+    log_p = log_p.detach()
+    if support == "sampled":
+        assert draws is not None
+        cumulative = log_p.double().exp().cumsum(-1)
+        index = torch.searchsorted(cumulative, draws.double() * cumulative[:, -1:], right=True)
+        index = index.clamp_(max=log_p.shape[-1] - 1)
+        kept = torch.zeros_like(log_p, dtype=torch.bool).scatter_(-1, index, True)
+        mass = log_p.exp().masked_fill(~kept, 0.0).sum(-1)
+        return (log_p.gather(-1, index) - log_r.gather(-1, index)).mean(-1), mass
+    top, index = log_p.topk(size, -1)
+    log_mass = top.logsumexp(-1, keepdim=True)
+    chosen = log_r.gather(-1, index)
+    if support == "topk+tail":
+        top = torch.cat([top, _tail(log_p, index)], -1)
+        return kl(top, torch.cat([chosen, _tail(log_r, index)], -1)), log_mass[:, 0].exp()
+    if support == "topk_both":
+        chosen = chosen.log_softmax(-1)
+    return kl(top - log_mass, chosen), log_mass[:, 0].exp()
+
+
+def _tail(log_dist: Tensor, index: Tensor) -> Tensor:
+    """log of the mass outside `index`, `[N, 1]`; summed, since 1 − mass would lose all digits."""
+    if index.shape[-1] == log_dist.shape[-1]:
+        return torch.full_like(log_dist[:, :1], NEG_INF)
+    return log_dist.scatter(-1, index, EXCLUDED).logsumexp(-1, keepdim=True)
 
 
 class _KL(torch.autograd.Function):
@@ -63,14 +198,15 @@ class Dist:
         target: `[N]`, the token that really follows, on which `log_prob_target` and the split views rest.
     """
 
-    def __init__(self, logits: Tensor, target: Tensor, tau: float = 1.0):
-        logits = logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
-        self.logits = logits / tau if tau != 1.0 else logits
+    def __init__(self, logits: Tensor, target: Tensor):
+        self.logits = logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
         self.target = target
 
-    def tempered(self, tau: float) -> Dist:
-        """Return softmax(logits / tau)."""
-        return self if tau == 1.0 else Dist(self.logits, self.target, tau)
+    def tempered(self, tau: float | Tensor) -> Dist:
+        """Return softmax(logits / tau); `tau` one number, or one a token `[N]`."""
+        if isinstance(tau, Tensor):
+            return Dist(self.logits / tau[:, None].to(self.logits.dtype), self.target)
+        return self if tau == 1.0 else Dist(self.logits / tau, self.target)
 
     @cached_property
     def log_probs(self) -> Tensor:

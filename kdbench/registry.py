@@ -20,7 +20,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from kdbench.api import Objective, Wrapper
+from kdbench.api import Divergence, Objective, Wrapper
 from kdbench.errors import ConfigError, did_you_mean
 from kdbench.files import digest, sha256_file
 
@@ -124,8 +124,29 @@ def _check(member: type[Objective]) -> None:
         raise ConfigError(f"{where}: `name` must be letters, digits and underscores, found {member.name!r}")
     if not hasattr(member, "source"):
         raise ConfigError(f"{where}: expected a class attribute `source = Source(title=…, year=…)`, found none")
-    if member.terms is Objective.terms:
-        raise ConfigError(f"{where}: expected a method terms(self, student, teacher, target), found none")
+    silent = member.compare is Divergence.compare if issubclass(member, Divergence) else member.terms is Objective.terms
+    if silent:
+        what = "compare" if issubclass(member, Divergence) else "terms"
+        raise ConfigError(f"{where}: expected a method {what}(self, student, teacher, tokens), found none")
+
+
+def load_file(path: Path) -> list[type[Objective]]:
+    """Return the objective classes that a plugin file defines; the known objectives stay as they are.
+
+    Raises:
+        ConfigError: when there is no such file, it cannot be imported, or it defines no objective.
+    """
+    path = Path(path).resolve()
+    if not path.is_file():
+        raise ConfigError(f"expected a plugin file, found none at {path}")
+    module = _guarded(str(path), _load_file)
+    classes = [member for _, member in inspect.getmembers(module, inspect.isclass) if issubclass(member, Objective)]
+    found = [member for member in classes if member.__module__ == module.__name__ and "name" in vars(member)]
+    if not found:
+        raise ConfigError(f"{path}: expected a class derived from Objective with a `name`, found none")
+    for member in found:
+        _check(member)
+    return found
 
 
 def source_file(member: type[Objective]) -> Path:
@@ -157,8 +178,8 @@ def objective(spec: str | Mapping[str, Any] | Objective) -> Objective:
     """Make an objective from its specification.
 
     Args:
-        spec: `"kl"`, `"reverse_kl+atkd"` (ATKD wrapped round reverse KL), or a mapping such as
-            `{"name": "atkd", "base": {"name": "reverse_kl"}, "hard_fraction": 0.5}`.
+        spec: `"kl"`, `"reverse_kl+atkd"` (ATKD wrapped round reverse KL), `"atkd@release"` (a variant: settings under
+            a name), or a mapping such as `{"name": "atkd", "base": {"name": "reverse_kl"}, "hard_fraction": 0.5}`.
 
     Raises:
         ConfigError: unknown name, unknown hyper-parameter (with a did-you-mean), value out of bounds: all at once.
@@ -171,7 +192,13 @@ def objective(spec: str | Mapping[str, Any] | Objective) -> Objective:
         raise ConfigError(f"an objective is a name or a mapping with a `name`, found {spec!r:.80}")
     settings = dict(spec)
     *bases, last = [part.strip() for part in settings.pop("name").split("+")]
+    last, at, variant = last.partition("@")
     member = get(last)
+    if at:
+        if variant not in member.variants:
+            known = ", ".join(member.variants) or "none"
+            raise ConfigError(f"objective {last!r} has no variant {variant!r}; it has: {known}")
+        settings = dict(member.variants[variant]) | settings
     if issubclass(member, Wrapper):
         if bases and "base" in settings:
             raise ConfigError(f"objective {spec['name']!r} names its base twice: by `+` and by `base:`")

@@ -42,3 +42,20 @@ def fenced(seed: int, purpose: str) -> Iterator[None]:
         finally:
             random.setstate(state[0])
             numpy.random.set_state(state[1])
+
+
+def uniform(numbers: torch.Tensor, draws: int) -> torch.Tensor:
+    """Return `[N, draws]` float64 in [0, 1), a hash of each of the `[N]` int64 numbers: no state, no order.
+
+    SplitMix64 (Steele, Lea & Flood 2014) over number · 2²⁰ + draw, its upper 53 bits.
+    """
+    import torch
+
+    def shifted(value: torch.Tensor, bits: int) -> torch.Tensor:
+        return (value >> bits) & ((1 << (64 - bits)) - 1)
+
+    counter = numbers[:, None] * 2**20 + torch.arange(draws, device=numbers.device)
+    mixed = counter * -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed number
+    mixed = (mixed ^ shifted(mixed, 30)) * -4658895280553007687  # 0xBF58476D1CE4E5B9
+    mixed = (mixed ^ shifted(mixed, 27)) * -7723592293110705685  # 0x94D049BB133111EB
+    return shifted(mixed ^ shifted(mixed, 31), 11).double() / 2**53

@@ -1,10 +1,10 @@
 """A weighted sum of both directions of the KL divergence."""
 
-from kdbench.api import Field, Objective, Source, Split
-from kdbench.divergences import kl
+from kdbench.api import Divergence, Field, Source, Split
+from kdbench.divergences import kl, kl_parts
 
 
-class Jeffreys(Objective):
+class Jeffreys(Divergence):
     """Both directions of KL, weighted: λ KL(p‖q) + (1 − λ) KL(q‖p).
 
     L = (1/N) Σ_t λ KL(p_t‖q_t) + (1 − λ) KL(q_t‖p_t)
@@ -23,16 +23,11 @@ class Jeffreys(Objective):
 
     lam: float = Field(0.5, ge=0, le=1, description="weight of the forward direction")
 
-    def terms(self, student, teacher, target):
+    def compare(self, student, teacher, tokens):
         p, q = teacher.log_probs, student.log_probs
         return {"forward": self.lam * kl(p, q), "reverse": (1 - self.lam) * kl(q, p)}
 
-    def split(self, student, teacher, target):
+    def decouple(self, student, teacher, tokens):
         """The parts of both directions, without their coefficients; not one product form unless lam is 0 or 1."""
-        p, q, lam = teacher, student, self.lam
-        both = [
-            lam * kl(a, b) + (1 - lam) * kl(b, a)
-            for a, b in ((p.log_binary, q.log_binary), (p.log_probs_others, q.log_probs_others))
-        ]
-        coefficient = lam * p.log_binary[:, 1].exp() + (1 - lam) * q.log_binary[:, 1].exp()
-        return Split(both[0], both[1], coefficient)
+        forward, reverse = kl_parts(teacher, student), kl_parts(student, teacher)
+        return Split(*(self.lam * a + (1 - self.lam) * b for a, b in zip(forward, reverse, strict=True)))

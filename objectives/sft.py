@@ -21,5 +21,5 @@ class SFT(Objective):
         differs="Trainers that average per micro-batch instead of per global token weight short batches more.",
     )
 
-    def terms(self, student, teacher, target):
+    def terms(self, student, teacher, tokens):
         return {"ce": -student.log_prob_target}

@@ -1,10 +1,10 @@
 """Skewed reverse KL: the teacher is mixed with the student before it is compared."""
 
-from kdbench.api import Field, Objective, Source, Split
-from kdbench.divergences import kl, log_mixture
+from kdbench.api import Divergence, Field, Source, Split
+from kdbench.divergences import kl, log_mixture, skew_parts
 
 
-class SkewReverseKL(Objective):
+class SkewReverseKL(Divergence):
     """Skewed reverse KL: bounded by −log α, with a tamer gradient where the teacher gives no mass.
 
     L = (1/N) Σ_t KL(q_t ‖ M_t),   M = (1 − α) p + α q
@@ -24,15 +24,16 @@ class SkewReverseKL(Objective):
 
     alpha: float = Field(0.1, ge=0, lt=1, description="the student's share in the mixture; 0 is reverse KL")
 
-    def terms(self, student, teacher, target):
-        return {"skew_reverse_kl": kl(student.log_probs, log_mixture(student.log_probs, teacher.log_probs, self.alpha))}
+    detach_mixture: bool = Field(False, description="hold the mixture constant, as DistiLLM-2 does")
 
-    def split(self, student, teacher, target):
-        """KL(q‖M) = KL(q_b‖M_b) + u_q · KL(q̂‖M̂), exactly; M̂ is M renormalised over the other classes."""
-        p, q, alpha = teacher, student, self.alpha
-        binary = log_mixture(q.log_binary, p.log_binary, alpha)
-        others = (
-            log_mixture(q.log_probs_others + q.log_binary[:, 1:], p.log_probs_others + p.log_binary[:, 1:], alpha)
-            - binary[:, 1:]
-        )
-        return Split(kl(q.log_binary, binary), kl(q.log_probs_others, others), q.log_binary[:, 1].exp())
+    def compare(self, student, teacher, tokens):
+        q = student.log_probs
+        mixture = log_mixture(q.detach() if self.detach_mixture else q, teacher.log_probs, self.alpha)
+        return {"skew_reverse_kl": kl(q, mixture)}
+
+    def decouple(self, student, teacher, tokens):
+        return Split(*skew_parts(student, teacher, self.alpha))
+
+    @property
+    def can_split(self):
+        return not self.detach_mixture

@@ -1,9 +1,10 @@
 """Total variation distance on fixed text."""
 
-from kdbench.api import Objective, Source, Split
+from kdbench.api import Divergence, Source, Split
+from kdbench.divergences import tvd, tvd_parts
 
 
-class TVD(Objective):
+class TVD(Divergence):
     """Total variation distance: symmetric, at most 1, with a kink where the distributions agree.
 
     L = (1/N) Σ_t ½ Σ_i |p_i − q_i|
@@ -21,12 +22,8 @@ class TVD(Objective):
         "computes it on the prompt and padding positions.",
     )
 
-    def terms(self, student, teacher, target):
-        return {"tvd": 0.5 * (student.probs - teacher.probs).abs().sum(-1)}
+    def compare(self, student, teacher, tokens):
+        return {"tvd": tvd(teacher.log_probs, student.log_probs)}
 
-    def split(self, student, teacher, target):
-        """By definition, not an identity: |p_g − q_g| and TVD(p̂, q̂). Their sum bounds TVD from above."""
-        p, q = teacher, student
-        others = 0.5 * (p.log_probs_others.exp() - q.log_probs_others.exp()).abs().sum(-1)
-        least = p.log_binary[:, 1].minimum(q.log_binary[:, 1]).exp()
-        return Split((p.log_binary[:, 0].exp() - q.log_binary[:, 0].exp()).abs(), others, least)
+    def decouple(self, student, teacher, tokens):
+        return Split(*tvd_parts(teacher, student))

@@ -28,7 +28,7 @@ class Half(Objective):
     source = Source(title="a test", year=2026)
     share: float = Field(0.5, ge=0, le=1)
 
-    def terms(self, student, teacher, target):
+    def terms(self, student, teacher, tokens):
         forward, reverse = kl(teacher.log_probs, student.log_probs), kl(student.log_probs, teacher.log_probs)
         return {"half": self.share * forward + (1 - self.share) * reverse}
 '''

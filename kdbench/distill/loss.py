@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdbench.api import Dist, LossParts, Objective, Tokens
+from kdbench.api import WATCHED, Dist, LossParts, Objective, Tokens
 from kdbench.errors import ConfigError
 from kdbench.registry import objective
 
@@ -27,6 +27,7 @@ def loss(
     teacher_logits: Tensor | None,
     targets: Tensor,
     mask: Tensor | None = None,
+    sampled: Tensor | None = None,
 ) -> LossParts:
     """Compute an objective on logits, densely. Differentiable in `student_logits`.
 
@@ -36,6 +37,7 @@ def loss(
         teacher_logits: the same shape; None for objectives without a teacher. No gradient flows into it.
         targets: `[B, T]` or `[N]`, the token that follows at each position.
         mask: like `targets`; True where a token counts. Default: all count.
+        sampled: like `targets`; True where the student wrote the token. Default: nowhere.
 
     Raises:
         ConfigError: unknown objective, or shapes that do not fit.
@@ -52,15 +54,26 @@ def loss(
         sequence=sequence,
         log_prob_target=None if teacher is None else teacher.log_prob_target,
         teacher_entropy=None if teacher is None else teacher.entropy,
+        sampled=None if sampled is None else sampled[valid].bool(),
+        target=target,
     )
     if not len(tokens):
         return LossParts(total=student_logits[valid].sum(), tokens=0)
-    measured = chosen.terms(student, teacher, target)
-    weighted = weigh(measured, step_weights(chosen, tokens), slice(None), len(tokens))
+    if chosen.probes:
+        with torch.no_grad():
+            probed = chosen.probe(Dist(student.logits, target), teacher, tokens)
+        tokens = tokens.knowing(probed)
+    weights = step_weights(chosen, tokens)
+    return _parts(weigh(chosen.terms(student, teacher, weights.tokens), weights, slice(None)), len(tokens))
+
+
+def _parts(weighted: Mapping[str, Tensor], count: int) -> LossParts:
+    terms = {name: value for name, value in weighted.items() if not name.startswith(WATCHED)}
     return LossParts(
-        total=torch.stack(list(weighted.values())).sum(),
-        terms={name: value.detach() for name, value in weighted.items()},
-        tokens=len(tokens),
+        total=torch.stack(list(terms.values())).sum(),
+        terms={name: value.detach() for name, value in terms.items()},
+        tokens=count,
+        watched={name.removeprefix(WATCHED): weighted[name].detach() for name in weighted.keys() - terms.keys()},
     )
 
 
@@ -72,7 +85,7 @@ def _check_shapes(chosen: Objective, student: Tensor, teacher: Tensor | None, ta
         )
     if mask is not None and mask.shape != targets.shape:
         raise ConfigError(f"expected mask of shape {tuple(targets.shape)}, found {tuple(mask.shape)}")
-    if chosen.needs_teacher and teacher is None:
+    if chosen.reads_teacher and teacher is None:
         raise ConfigError(f"objective {chosen.label!r} needs teacher_logits, found None")
     if teacher is not None and teacher.shape != student.shape:
         raise ConfigError(
@@ -86,34 +99,38 @@ class StepWeights:
     """How much each token of the global batch counts: a row per named term, and 1/N for all other terms."""
 
     named: dict[str, Tensor]
-    count: int
+    tokens: Tokens
 
 
 def step_weights(chosen: Objective, tokens: Tokens) -> StepWeights:
-    """Ask an objective for its weights over all tokens of an optimiser step, once."""
+    """Ask an objective for its weights over all tokens of an optimiser step, once; `tokens` hold what it probed."""
+    tokens = tokens.knowing(chosen.derive(tokens))
     named = dict(chosen.weights(tokens))
-    for name, weight in named.items():
+    for name, weight in (named | dict(tokens.known)).items():
         if weight.shape != (len(tokens),):
             raise ConfigError(
-                f"objective {chosen.label!r}: weights() must give [N] = [{len(tokens)}] for {name!r}, "
-                f"found {list(weight.shape)}"
+                f"objective {chosen.label!r}: expected one number a token, [{len(tokens)}], for {name!r} in weights(), "
+                f"probe() and derive(), found {list(weight.shape)}"
             )
-    return StepWeights(named, len(tokens))
+    return StepWeights(named, tokens)
 
 
-def weigh(measured: Mapping[str, Tensor], weights: StepWeights, part: slice, expected: int) -> dict[str, Tensor]:
+def weigh(measured: Mapping[str, Tensor], weights: StepWeights, part: slice) -> dict[str, Tensor]:
     """Return each term's weighted sum over the tokens of `part` of the global batch."""
-    unknown = set(weights.named) - set(measured)
+    unknown = set(weights.named) - set(measured) - {"*"}
     if unknown:
         raise ConfigError(f"weights() names {sorted(unknown)}, but terms() gives {sorted(measured)}")
+    count = len(weights.tokens)
+    expected = len(range(*part.indices(count)))
     weighted = {}
     for name, values in measured.items():
         if values.shape != (expected,):
             raise ConfigError(f"terms() must give one number a token, [{expected}] for {name!r}: {list(values.shape)}")
-        if name in weights.named:
-            weighted[name] = (weights.named[name][part].to(values.dtype) * values).sum()
+        row = weights.named.get(name, weights.named.get("*"))
+        if row is None or name.startswith(WATCHED):
+            weighted[name] = values.sum() / count
         else:
-            weighted[name] = values.sum() / weights.count
+            weighted[name] = (row[part].to(values.dtype) * values).sum()
     return weighted
 
 
@@ -149,11 +166,34 @@ def fused_loss(
     """
     names: list[str] = []
     total, *values = _Fused.apply(hidden, head, teacher, targets, chosen, weights, start, chunk_bytes, names)
+    found = {name: value.detach() for name, value in zip(names, values, strict=True)}
     return LossParts(
         total=total,
-        terms={name: value.detach() for name, value in zip(names, values, strict=True)},
+        terms={name: value for name, value in found.items() if not name.startswith(WATCHED)},
         tokens=targets.numel(),
+        watched={name.removeprefix(WATCHED): value for name, value in found.items() if name.startswith(WATCHED)},
     )
+
+
+@torch.no_grad()
+def fused_probe(
+    chosen: Objective, hidden: Tensor, head: Tensor, teacher: TeacherStates | None, tokens: Tokens
+) -> dict[str, Tensor]:
+    """Return what an objective probes of `tokens`, name → `[N]`, chunk by chunk; arguments as for `fused_loss`."""
+    size = _chunk_size(CHUNK_BYTES, head)
+    found: dict[str, list[Tensor]] = {}
+    for begin in range(0, len(tokens), size):
+        part = slice(begin, begin + size)
+        some = tokens.part(part)
+        student = Dist(_logits(hidden[part], head), some.target)
+        taught = None if teacher is None else Dist(_logits(teacher.hidden[part], teacher.head), some.target)
+        for name, values in chosen.probe(student, taught, some).items():
+            found.setdefault(name, []).append(values)
+    return {name: torch.cat(parts) for name, parts in found.items()}
+
+
+def _chunk_size(chunk_bytes: int, head: Tensor) -> int:
+    return max(1, chunk_bytes // (LIVE_TENSORS * 4 * head.shape[0]))
 
 
 class _Fused(torch.autograd.Function):
@@ -164,7 +204,7 @@ class _Fused(torch.autograd.Function):
         need_hidden, need_head = ctx.needs_input_grad[:2]
         grad_hidden = torch.zeros_like(hidden) if need_hidden else None
         grad_head = torch.zeros_like(head, dtype=_accumulator(head)) if need_head else None
-        size = max(1, chunk_bytes // (LIVE_TENSORS * 4 * head.shape[0]))
+        size = _chunk_size(chunk_bytes, head)
         sums: dict[str, Tensor] = {}
         for begin in range(0, targets.numel(), size):
             part = slice(begin, min(begin + size, targets.numel()))
@@ -177,8 +217,8 @@ class _Fused(torch.autograd.Function):
                 grad_head.addmm_(slope.t().to(grad_head.dtype), hidden[part].to(grad_head.dtype))
         ctx.save_for_backward(grad_hidden, None if grad_head is None else grad_head.to(head.dtype))
         names.extend(sums)
-        total = torch.stack(list(sums.values())).sum() if sums else hidden.sum() * 0.0
-        return total, *sums.values()
+        lost = [value for name, value in sums.items() if not name.startswith(WATCHED)]
+        return torch.stack(lost).sum() if lost else hidden.sum() * 0.0, *sums.values()
 
     @staticmethod
     def backward(ctx, slope, *_):
@@ -197,10 +237,11 @@ def _chunk(hidden, head, teacher, targets, chosen, weights, start, part):
     target = targets[part]
     logits = _logits(hidden, head).requires_grad_()
     taught = None if teacher is None else Dist(_logits(teacher.hidden[part], teacher.head), target)
+    window = slice(start + part.start, start + part.stop)
     with torch.enable_grad():
-        measured = chosen.terms(Dist(logits, target), taught, target)
-        weighted = weigh(measured, weights, slice(start + part.start, start + part.stop), target.numel())
-        total = torch.stack(list(weighted.values())).sum()
+        measured = chosen.terms(Dist(logits, target), taught, weights.tokens.part(window))
+        weighted = weigh(measured, weights, window)
+        total = torch.stack([value for name, value in weighted.items() if not name.startswith(WATCHED)]).sum()
         (slope,) = torch.autograd.grad(total, logits)
     return slope.to(head.dtype), {name: value.detach() for name, value in weighted.items()}
 

@@ -1,0 +1,53 @@
+"""GKD: the generalised Jensen-Shannon divergence on a mixture of the data's and the student's text."""
+
+from typing import Literal
+
+from kdbench.api import Divergence, Field, Sampling, Source, Split, Trajectories
+from kdbench.divergences import jsd, jsd_parts
+
+
+class GKD(Divergence):
+    """Generalised JSD on student text with chance λ, else on the data.
+
+    L = (1/N) Σ_t D_β(p_t, q_t),   m = β p + (1 − β) q,   D_β = β KL(p‖m) + (1 − β) KL(q‖m)
+
+    λ is drawn once for a global batch; no gradient flows through the sampling. D_0 is forward and D_1 reverse KL by
+    definition, though D_β → 0 at both ends: see `jsd`. The paper tries β of 0.1, 0.5, 0.9 and λ of 0, 0.5, 1.
+    """
+
+    name = "gkd"
+    source = Source(
+        title="On-Policy Distillation of Language Models: Learning from Self-Generated Mistakes",
+        year=2024,
+        url="https://arxiv.org/abs/2306.13649",
+        equation="Eq. 1, Algorithm 1",
+        bibtex="@inproceedings{agarwal2024onpolicy, title={On-Policy Distillation of Language Models: Learning from "
+        "Self-Generated Mistakes}, author={Agarwal, Rishabh and Vieillard, Nino and Zhou, Yongchao and Stanczyk, Piotr "
+        "and Ramos, Sabela and Geist, Matthieu and Bachem, Olivier}, booktitle={ICLR}, year={2024}}",
+        differs="TRL draws λ per micro-batch and rank and samples at temperature 0.9; DistiLLM's and TAID's 'GKD' is "
+        "D_0.1, ABKD's and DistiLLM-2's D_0.9; ATKD's released baseline is 0.9 KL + 0.1 reverse KL, no JSD.",
+    )
+
+    exempt = {"split_gradient_agrees_with_finite_differences": "the inner weight w holds the student constant"}
+
+    beta: float = Field(0.5, ge=0, le=1, description="weight of the teacher in the mixture; 0: forward KL, 1: reverse")
+    lam: float = Field(0.5, ge=0, le=1, description="λ, chance that a global batch is the student's text")
+    normalised: bool = Field(False, description="divide by β(1 − β), so that the scale does not change with β")
+    temperature: float = Field(1.0, gt=0, description="of the student's sampling; the loss does not see it")
+    off_policy: Literal["corpus", "teacher"] = Field("corpus", description="the other text")
+
+    @property
+    def trajectories(self):
+        return Trajectories(
+            fixed=self.off_policy, rollout=Sampling("student", self.temperature) if self.lam else None, chance=self.lam
+        )
+
+    def compare(self, student, teacher, tokens):
+        return {"jsd": self._factor * jsd(teacher.log_probs, student.log_probs, self.beta)}
+
+    def decouple(self, student, teacher, tokens):
+        return Split(*jsd_parts(teacher, student, self.beta)).times(self._factor)
+
+    @property
+    def _factor(self):
+        return 1 / (self.beta * (1 - self.beta)) if self.normalised and self.beta not in (0, 1) else 1.0
