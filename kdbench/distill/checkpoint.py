@@ -22,11 +22,19 @@ KEPT = 2
 
 @dataclass
 class State:
-    """Where a training stands: `step` steps done, tensors by name, one record of metrics a step."""
+    """Where a training stands.
+
+    Attributes:
+        step: steps done.
+        tensors: weights, the optimiser's moments, buffers of text; by name.
+        history: one record of metrics a step.
+        kept: what the objective keeps between steps.
+    """
 
     step: int = 0
     tensors: dict[str, Tensor] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
+    kept: dict[str, float] = field(default_factory=dict)
 
 
 def save(folder: Path, state: State) -> None:
@@ -35,7 +43,8 @@ def save(folder: Path, state: State) -> None:
 
     path = folder / f"step-{state.step:08d}.safetensors"
     atomic_write(path, to_bytes({name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}))
-    write_json(path.with_suffix(".json"), {"step": state.step, "sha256": sha256_file(path), "history": state.history})
+    facts = {"step": state.step, "sha256": sha256_file(path), "history": state.history, "kept": state.kept}
+    write_json(path.with_suffix(".json"), facts)
     for marker in _markers(folder)[KEPT:]:
         marker.unlink(missing_ok=True)
         marker.with_suffix(".safetensors").unlink(missing_ok=True)
@@ -51,7 +60,7 @@ def load(folder: Path) -> State:
             entry = read_json(marker)
             if sha256_file(path) != entry["sha256"]:
                 raise StoreError("sha256 differs")
-            return State(int(entry["step"]), load_file(path), list(entry["history"]))
+            return State(int(entry["step"]), load_file(path), list(entry["history"]), dict(entry.get("kept", {})))
         except (StoreError, OSError, KeyError, TypeError, ValueError):
             for broken in (marker, path):
                 if broken.exists():

@@ -204,6 +204,11 @@ def distillation_set(blocks: Blocks, tokens: int) -> Blocks:
     return blocks.select(chosen.sort().values)
 
 
+def first_blocks(blocks: Blocks, rows: int) -> Blocks:
+    """Return at most the first `rows` blocks."""
+    return Blocks(blocks.ids[:rows], blocks.mask[:rows])
+
+
 def batch_rows(seed: int, step: int, rows: int, size: int) -> Tensor:
     """Return which rows stand in the batch of `step` (0-based): whole epochs, each in an order of its own."""
     import torch

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -39,11 +40,29 @@ class Signal:
     entropy: Tensor
 
 
+def joined(parts: list[Signal]) -> Signal:
+    """Put signals of one teacher one after another."""
+    if len(parts) == 1:
+        return parts[0]
+    hidden = torch.cat([part.states.hidden for part in parts])
+    return Signal(
+        TeacherStates(hidden, parts[0].states.head),
+        torch.cat([part.log_prob_target for part in parts]),
+        torch.cat([part.entropy for part in parts]),
+    )
+
+
 class Teacher(Protocol):
     """A source of signals."""
 
+    model: nn.Module
+
     def signal(self, rows: Tensor) -> Signal:
         """Return the signal of the distillation set's given rows."""
+        ...
+
+    def read(self, blocks: Blocks) -> Signal:
+        """Return the signal of other text."""
         ...
 
 
@@ -75,23 +94,45 @@ class LiveTeacher:
     """Runs the teacher again for every batch: exact, and the only way for text made while training."""
 
     model: nn.Module
-    blocks: Blocks
+    blocks: Blocks | None
     vocabulary: int
     precision: str
     dtype: torch.dtype = torch.float32
 
     def signal(self, rows: Tensor) -> Signal:
         """Return the signal of the given rows."""
-        return read_states(self.model, self.blocks.select(rows), self.vocabulary, self.precision, self.dtype)
+        assert self.blocks is not None
+        return self.read(self.blocks.select(rows))
+
+    def read(self, blocks: Blocks) -> Signal:
+        """Return the signal of any text."""
+        return read_states(self.model, blocks, self.vocabulary, self.precision, self.dtype)
 
 
 @dataclass
 class CachedTeacher:
-    """Reads stored states. The caller has verified the cache against its sha256 sums."""
+    """Reads stored states. The caller has verified the cache against its sha256 sums.
+
+    Text that is not stored goes to the `live` teacher of the same weights and dtype.
+    """
 
     folder: Path
-    head: Tensor
+    live: LiveTeacher
     _shards: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+
+    @property
+    def model(self) -> nn.Module:
+        """The teacher itself."""
+        return self.live.model
+
+    @cached_property
+    def head(self) -> Tensor:
+        """The teacher's output head."""
+        return head(self.live.model, self.live.vocabulary)
+
+    def read(self, blocks: Blocks) -> Signal:
+        """Return the signal of any text."""
+        return self.live.read(blocks)
 
     def signal(self, rows: Tensor) -> Signal:
         """Return the signal of the given rows."""
@@ -118,10 +159,25 @@ def _shard_name(number: int) -> str:
 def write_cache(
     folder: Path, blocks: Blocks, read: Callable[[Blocks], Signal], on_shard: Callable[[int, int], None]
 ) -> None:
-    """Store the signal of all blocks; the caller holds the cache's lock. Goes on after the last whole shard.
+    """Store the signal of all blocks.
 
     Args:
         read: runs the teacher over blocks.
+        on_shard: as for `write_shards`.
+    """
+    write_shards(folder, blocks, lambda number, part: _tensors(read(part), part), on_shard)
+
+
+def write_shards(
+    folder: Path,
+    blocks: Blocks,
+    make: Callable[[int, Blocks], dict[str, Tensor]],
+    on_shard: Callable[[int, int], None],
+) -> None:
+    """Store what is made of all blocks; the caller holds the folder's lock. Goes on after the last whole shard.
+
+    Args:
+        make: given a shard's number and its blocks, returns its tensors.
         on_shard: told of each finished shard and of how many there are; may raise to stop.
     """
     from safetensors.torch import save
@@ -133,7 +189,7 @@ def write_cache(
         entry = manifest["shards"].get(str(number))
         if entry is None or not path.is_file() or sha256_file(path) != entry:
             chosen = blocks.select(torch.arange(number * SHARD_ROWS, min((number + 1) * SHARD_ROWS, len(blocks))))
-            atomic_write(path, save(_tensors(read(chosen), chosen)))
+            atomic_write(path, save(make(number, chosen)))
             manifest["shards"][str(number)] = sha256_file(path)
             write_json(folder / "manifest.json", manifest)
         on_shard(number + 1, count)

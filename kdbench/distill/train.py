@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from kdbench.api import Objective, Tokens
+from kdbench.api import LossParts, Measured, Objective, Step, Tokens
 from kdbench.distill import checkpoint
-from kdbench.distill.data import Blocks, batch_rows
-from kdbench.distill.loss import StepWeights, TeacherStates, fused_loss, step_weights
+from kdbench.distill.data import Blocks
+from kdbench.distill.loss import TeacherStates, fused_loss, fused_probe, step_weights
 from kdbench.distill.models import body, head
-from kdbench.distill.teacher import Signal, Teacher
-from kdbench.errors import Diverged, Interrupted
-from kdbench.seeding import derive
+from kdbench.distill.rollout import Limits, Writers, write
+from kdbench.distill.source import Text, TextSource
+from kdbench.distill.teacher import Signal, Teacher, joined, read_states
+from kdbench.errors import ConfigError, Diverged, Interrupted
+from kdbench.seeding import derive, fenced
 
 
 @dataclass(frozen=True)
@@ -40,24 +43,41 @@ class Plan:
 
 @dataclass(frozen=True)
 class Batch:
-    """The global batch of one optimiser step: ids `[B, T]`, mask of valid targets `[B, T-1]`, the teacher's signal."""
+    """The global batch of one optimiser step.
+
+    Attributes:
+        ids: `[B, T]`.
+        mask: `[B, T-1]` bool, valid targets.
+        signal: the teacher's, of the valid tokens; None where the loss reads none.
+        sampled: `[B]` bool, rows that were written while training.
+        noise: a number of this step, from which each token's own follows.
+    """
 
     ids: Tensor
     mask: Tensor
     signal: Signal | None
+    sampled: Tensor
+    noise: int = 0
 
     def tokens(self) -> Tokens:
-        """Return what weights may know of all valid tokens."""
-        row = torch.arange(self.mask.shape[0], device=self.mask.device)[:, None].expand(self.mask.shape)
-        known = (
-            {}
-            if self.signal is None
-            else {
-                "log_prob_target": self.signal.log_prob_target,
-                "teacher_entropy": self.signal.entropy,
-            }
+        """Return what is known of all valid tokens before their loss is made."""
+        row = torch.arange(self.mask.shape[0], device=self.mask.device)[:, None].expand(self.mask.shape)[self.mask]
+        signal = self.signal
+        return Tokens(
+            sequence=row,
+            log_prob_target=None if signal is None else signal.log_prob_target,
+            teacher_entropy=None if signal is None else signal.entropy,
+            sampled=self.sampled[row],
+            target=self.ids[:, 1:][self.mask],
+            number=self.noise + torch.arange(len(row), device=row.device),
         )
-        return Tokens(sequence=row[self.mask], **known)
+
+    def states(self, start: int, count: int) -> TeacherStates | None:
+        """Return the teacher's side of `count` valid tokens from `start`."""
+        if self.signal is None:
+            return None
+        states = self.signal.states
+        return TeacherStates(states.hidden[start : start + count], states.head)
 
 
 def learning_rate(plan: Plan, step: int) -> float:
@@ -82,6 +102,9 @@ def train(
     vocabulary: int,
     precision: str,
     folder: Path,
+    limits: Limits | None = None,
+    teacher_text: Blocks | None = None,
+    held_out: Blocks | None = None,
     on_step: Callable[[dict[str, Any]], None] = lambda record: None,
     should_stop: Callable[[], int] = lambda: 0,
 ) -> list[dict[str, Any]]:
@@ -91,6 +114,8 @@ def train(
         blocks: the text; `teacher` knows the same rows.
         vocabulary: the tokenizer's size; both heads are cut to it.
         folder: for checkpoints; training goes on from the newest whole one.
+        limits, teacher_text: for objectives that learn from other text than `blocks`.
+        held_out: for objectives that adapt to the loss on text that is not trained on.
         should_stop: asked after each step; a non-zero exit code saves and raises Interrupted.
 
     Raises:
@@ -99,92 +124,158 @@ def train(
     """
     optimizer = torch.optim.AdamW(model.parameters(), lr=plan.lr, betas=plan.betas, weight_decay=plan.weight_decay)
     state = checkpoint.load(folder)
+    source = TextSource(blocks, seed, plan.batch_rows, teacher_text, limits)
+    if limits is not None:
+        writers = Writers(model, None if teacher is None else teacher.model, precision)
+        source.write = lambda sampling, given, drawn: write(sampling, writers, given, limits, drawn)
     if state.step:
         checkpoint.unpack(state.tensors, model, optimizer)
+        source.unpack(state.tensors)
     model.train(plan.dropout)
-    for step in range(state.step, plan.steps):
-        rows = batch_rows(seed, step, len(blocks), plan.batch_rows)
-        batch = _batch(blocks, rows, teacher if objective.needs_teacher else None, model)
-        record = _step(model, objective, batch, optimizer, plan, step, vocabulary, precision, state.history, seed)
+    learner = _Learner(model, optimizer, source, teacher, plan, seed, vocabulary, precision, held_out)
+    for index in range(state.step, plan.steps):
+        record, state.kept = learner.step(objective, Step(index, plan.steps, state.kept), state.history)
         state.history.append(record)
         on_step(record)
         code = should_stop()
-        if code or (step + 1) % plan.checkpoint_steps == 0 or step + 1 == plan.steps:
-            state.step, state.tensors = step + 1, checkpoint.pack(model, optimizer)
+        if code or (index + 1) % plan.checkpoint_steps == 0 or index + 1 == plan.steps:
+            state.step, state.tensors = index + 1, checkpoint.pack(model, optimizer) | source.pack()
             checkpoint.save(folder, state)
         if code:
-            raise Interrupted(f"stopped after step {step + 1}; saved", code)
+            raise Interrupted(f"stopped after step {index + 1}; saved", code)
     model.eval()
     return state.history
 
 
-def _batch(blocks: Blocks, rows: Tensor, teacher: Teacher | None, model: nn.Module) -> Batch:
-    device = next(model.parameters()).device
-    chosen = blocks.select(rows)
-    signal = None if teacher is None else teacher.signal(rows)
-    return Batch(chosen.ids.long().to(device), chosen.mask[:, 1:].to(device), signal)
+@dataclass
+class _Learner:
+    """What a step works with."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    source: TextSource
+    teacher: Teacher | None
+    plan: Plan
+    seed: int
+    vocabulary: int
+    precision: str
+    held_out: Blocks | None
+
+    def step(self, objective: Objective, at: Step, history: list[dict[str, Any]]) -> tuple[dict[str, Any], dict]:
+        """Take one optimiser step; return its record, and what the objective keeps for the next."""
+        now, plan = objective.at(at), self.plan
+        rate = learning_rate(plan, at.index)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad(set_to_none=True)
+        text = self.source.text(at.index, now.trajectories)
+        batch = self.batch(text, now, at.index)
+        with _stream(plan.dropout, self.seed, at.index):
+            tokens = self._known(now, batch)
+            found = backward(self.model, now, batch, tokens, plan.micro_batch, self.vocabulary, self.precision)
+        norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), plan.clip))
+        if not (math.isfinite(found.total) and math.isfinite(norm)):
+            what = f"loss {found.total}" if not math.isfinite(found.total) else f"gradient norm {norm}"
+            raise Diverged(at.index, f"{what} is not finite", history[-1]["loss"] if history else None)
+        self.optimizer.step()
+        kept = dict(objective.observe(at, Measured(found.total, found.watched, self._validate)))
+        record = {"step": at.index + 1, "loss": found.total}
+        record |= {f"loss/{name}": value for name, value in found.terms.items()}
+        record |= {f"watch/{name}": value for name, value in found.watched.items()}
+        record |= {f"state/{name}": value for name, value in kept.items()}
+        record |= {f"rollout/{name}": value for name, value in text.stats.items()}
+        return record | {"grad_norm": norm, "lr": rate}, kept
+
+    def batch(self, text: Text, objective: Objective, index: int) -> Batch:
+        """Ask the teacher about a step's text: the cache where it knows the rows, else the model, once."""
+        device = next(self.model.parameters()).device
+        signal = None
+        if objective.reads_teacher:
+            assert self.teacher is not None
+            known = len(text.rows)
+            parts = [self.teacher.signal(text.rows)] if known else []
+            if known < len(text.blocks):
+                parts.append(self.teacher.read(text.blocks.select(torch.arange(known, len(text.blocks)))))
+            signal = joined(parts)
+        ids, mask = text.blocks.ids.long().to(device), text.blocks.mask[:, 1:].to(device)
+        return Batch(ids, mask, signal, text.sampled.to(device), derive(self.seed, "noise", index) >> 24)
+
+    @torch.no_grad()
+    def _known(self, objective: Objective, batch: Batch) -> Tokens:
+        """Return the batch's tokens with what the objective probes of them: a forward pass, if it probes at all."""
+        tokens = batch.tokens()
+        if not objective.probes or not len(tokens):
+            return tokens
+        if not self.source.known:
+            parts: list[dict[str, Tensor]] = []
+            start, size = 0, self.plan.micro_batch or batch.ids.shape[0]
+            weight = head(self.model, self.vocabulary)
+            for begin in range(0, batch.ids.shape[0], size):
+                rows = slice(begin, begin + size)
+                hidden = body(self.model, batch.ids[rows, :-1], self.precision)[batch.mask[rows]]
+                some = tokens.part(slice(start, start + len(hidden)))
+                parts.append(fused_probe(objective, hidden, weight, batch.states(start, len(hidden)), some))
+                start += len(hidden)
+            self.source.known = {name: torch.cat([part[name] for part in parts if part]) for name in parts[0]}
+        return tokens.knowing(self.source.known)
+
+    def _validate(self) -> float:
+        if self.held_out is None:
+            raise ConfigError("this objective adapts to the loss on held-out text; expected such text, found none")
+        training = self.model.training
+        self.model.eval()
+        found = read_states(self.model, self.held_out, self.vocabulary, self.precision, torch.float32)
+        self.model.train(training)
+        return -float(found.log_prob_target.double().mean())
 
 
-def _step(model, objective, batch, optimizer, plan, step, vocabulary, precision, history, seed) -> dict[str, Any]:
-    rate = learning_rate(plan, step)
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    optimizer.zero_grad(set_to_none=True)
-    with _stream(plan.dropout, seed, step):
-        total, terms = backward(model, objective, batch, plan.micro_batch, vocabulary, precision)
-    norm = float(nn.utils.clip_grad_norm_(model.parameters(), plan.clip))
-    if not (math.isfinite(total) and math.isfinite(norm)):
-        what = f"loss {total}" if not math.isfinite(total) else f"gradient norm {norm}"
-        raise Diverged(step, f"{what} is not finite", history[-1]["loss"] if history else None)
-    optimizer.step()
-    return {
-        "step": step + 1,
-        "loss": total,
-        **{f"loss/{k}": v for k, v in terms.items()},
-        "grad_norm": norm,
-        "lr": rate,
-    }
-
-
-def _stream(dropout: bool, seed: int, step: int):
+def _stream(dropout: bool, seed: int, step: int) -> AbstractContextManager[None]:
     """Dropout draws from the global RNG; give it a stream of its own for each step."""
-    from contextlib import nullcontext
-
-    from kdbench.seeding import fenced
-
     return fenced(derive(seed, "dropout", step), "step") if dropout else nullcontext()
 
 
+@dataclass
+class Sums:
+    """A global batch's loss, its terms, and what is watched, added up over micro-batches."""
+
+    total: float = 0.0
+    terms: dict[str, float] = field(default_factory=dict)
+    watched: dict[str, float] = field(default_factory=dict)
+
+    def add(self, parts: LossParts) -> None:
+        """Add a micro-batch's."""
+        self.total += float(parts.total.detach())
+        for mine, theirs in ((self.terms, parts.terms), (self.watched, parts.watched)):
+            for name, value in theirs.items():
+                mine[name] = mine.get(name, 0.0) + float(value)
+
+
 def backward(
-    model: nn.Module, objective: Objective, batch: Batch, micro_batch: int | None, vocabulary: int, precision: str
-) -> tuple[float, dict[str, float]]:
-    """Accumulate the gradient of one global batch, `micro_batch` rows at a time; return loss and terms.
+    model: nn.Module,
+    objective: Objective,
+    batch: Batch,
+    tokens: Tokens,
+    micro_batch: int | None,
+    vocabulary: int,
+    precision: str,
+) -> Sums:
+    """Accumulate the gradient of one global batch, `micro_batch` rows at a time.
 
     Weights are made once, over the whole batch, so the split changes nothing but the order of additions.
     """
-    tokens = batch.tokens()
+    sums = Sums()
     if not len(tokens):
-        return 0.0, {}
+        return sums
     weights = step_weights(objective, tokens)
-    total, terms, start = 0.0, {}, 0
-    size = micro_batch or batch.ids.shape[0]
+    start, size = 0, micro_batch or batch.ids.shape[0]
     for begin in range(0, batch.ids.shape[0], size):
         rows = slice(begin, begin + size)
-        parts = _micro_loss(model, objective, batch, rows, weights, start, vocabulary, precision)
+        mask = batch.mask[rows]
+        hidden = body(model, batch.ids[rows, :-1], precision)[mask]
+        target = batch.ids[rows, 1:][mask]
+        states = batch.states(start, len(target))
+        parts = fused_loss(objective, hidden, head(model, vocabulary), states, target, weights, start)
         parts.total.backward()
         start += parts.tokens
-        total += float(parts.total.detach())
-        for name, value in parts.terms.items():
-            terms[name] = terms.get(name, 0.0) + float(value)
-    return total, terms
-
-
-def _micro_loss(model, objective, batch: Batch, rows: slice, weights: StepWeights, start: int, vocabulary, precision):
-    mask = batch.mask[rows]
-    hidden = body(model, batch.ids[rows, :-1], precision)[mask]
-    target = batch.ids[rows, 1:][mask]
-    states = None
-    if batch.signal is not None:
-        taught = batch.signal.states
-        states = TeacherStates(taught.hidden[start : start + len(target)], taught.head)
-    return fused_loss(objective, hidden, head(model, vocabulary), states, target, weights, start)
+        sums.add(parts)
+    return sums

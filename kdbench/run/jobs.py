@@ -6,14 +6,15 @@ the objective, protocol and library versions, device type, precision, threads. P
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import kdbench
-from kdbench.distill import data, models
+from kdbench.api import Sampling
+from kdbench.distill import data, models, rollout
 from kdbench.errors import ConfigError
 from kdbench.evaluate import harness, tasks
 from kdbench.files import digest, sha256_file
@@ -228,6 +229,45 @@ class Planner:
             Job("teacher_cache", f"teacher cache {teacher}", inputs, (model.id, text.id), {"teacher": teacher})
         )
 
+    def _rollouts(self) -> dict[str, int]:
+        """Return what bounds the text that models write, without defaults left open."""
+        length, given = self.suite.data.length, self.suite.rollouts
+        prompt = given.prompt_tokens or max(1, length // 4)
+        return {"prompt_tokens": prompt, "new_tokens": given.new_tokens or length - prompt}
+
+    def _teacher_text(self, teacher: str, decoding: Sampling) -> Job:
+        model, text = self.model(teacher, None), self._text()
+        inputs = {
+            "teacher": model.key,
+            "text": text.key,
+            "tokens": self.distillation_tokens(),
+            "rollouts": self._rollouts(),
+            "decoding": asdict(decoding),
+            "source": sha256_file(Path(rollout.__file__)),
+        } | self.environment
+        title = f"text by {teacher}"
+        cost = 2.0 * self._rough_parameters(teacher) * self.distillation_tokens()
+        return self._add(Job("teacher_texts", title, inputs, (model.id, text.id), {"teacher": teacher}, cost=cost))
+
+    def _learning(self, cell: Cell, inputs: dict[str, Any]) -> list[Job]:
+        """Add what decides the training of a cell; return the jobs that it needs."""
+        suite, chosen = self.suite, objective(cell.spec or {})
+        inputs |= {"objective": chosen.spec(), "objective_source": source_digest(chosen)}
+        inputs |= {"train": training(suite.train, suite.data.length), "tokens": self.distillation_tokens()}
+        needs, wanted = [], chosen.trajectories
+        if wanted.rollout is not None or wanted.fixed == "teacher":
+            inputs |= {"rollouts": self._rollouts(), "rollout_source": sha256_file(Path(rollout.__file__))}
+        if wanted.fixed == "teacher" and wanted.reads_fixed:
+            needs.append(self._teacher_text(str(cell.teacher), wanted.decoding))
+            inputs["teacher_text"] = needs[-1].key
+        if chosen.needs_teacher:
+            stored = chosen.reads_teacher and wanted.fixed == "corpus" and wanted.reads_fixed
+            inputs["signal"], inputs["cache"] = "live", None
+            if stored and suite.teacher.signal == "cache":
+                needs.append(self._cache(str(cell.teacher)))
+                inputs["signal"], inputs["cache"] = "cache", needs[-1].key
+        return needs
+
     def _cell(self, cell: Cell) -> Job:
         suite, text, tasks_job = self.suite, self._text(), self._tasks()
         needs = [text, tasks_job]
@@ -247,13 +287,6 @@ class Planner:
                 needs.append(job)
                 inputs[role] = job.key
         if cell.spec is not None:
-            chosen = objective(cell.spec)
-            inputs |= {"objective": chosen.spec(), "objective_source": source_digest(chosen)}
-            inputs |= {"train": training(suite.train, suite.data.length), "tokens": self.distillation_tokens()}
-            if chosen.needs_teacher:
-                inputs["signal"] = "live" if suite.teacher.signal == "live" else "cache"
-                cache = self._cache(str(cell.teacher)) if suite.teacher.signal == "cache" else None
-                needs += [cache] if cache else []
-                inputs["cache"] = cache.key if cache else None
+            needs += self._learning(cell, inputs)
         context = {"labels": {"arm": cell.arm, "student": cell.student, "teacher": cell.teacher}}
         return self._add(Job("cells", cell.title, inputs, tuple(job.id for job in needs), context, cell))

@@ -57,8 +57,9 @@ def main() -> None:
     if torch.cuda.is_available():  # on a CPU with pinned threads the operations used are deterministic as they are
         torch.use_deterministic_algorithms(True, warn_only=True)
     from kdbench import registry
-    from kdbench.run.cell import Hooks, execute
+    from kdbench.run.cell import execute
     from kdbench.run.store import Store
+    from kdbench.run.work import Hooks
 
     for folder in settings["folders"]:
         registry.use_folder(Path(folder))

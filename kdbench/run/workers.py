@@ -23,7 +23,7 @@ from kdbench.run.store import Store
 ATTEMPTS = 3  # a job whose worker dies is tried again; a crash loop ends here
 BUSY_WAIT_S = 2.0
 GRACE_S = 120.0
-ORDER = ("tokenizers", "texts", "tasks", "models", "teacher_cache", "cells")
+ORDER = ("tokenizers", "texts", "tasks", "models", "teacher_texts", "teacher_cache", "cells")
 
 
 class Listener(Protocol):

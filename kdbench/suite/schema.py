@@ -116,6 +116,13 @@ class TeacherSignal(Part):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="of the stored states")
 
 
+class Rollouts(Part):
+    """Text that models write, for the objectives that learn from it."""
+
+    prompt_tokens: int | None = Field(None, gt=0, description="of a block, given as prompt; default: a quarter of it")
+    new_tokens: int | None = Field(None, gt=0, description="at most so many are written; default: to the block's end")
+
+
 class Train(Part):
     """How every student is trained; the same for all objectives."""
 
@@ -187,6 +194,7 @@ class Suite(Part):
     objectives: tuple[Annotated[Any, BeforeValidator(_checked_objective)], ...] = Field(min_length=1)
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = Field(min_length=1)
     teacher: TeacherSignal = TeacherSignal()
+    rollouts: Rollouts = Rollouts()
     train: Train
     examine: Examine = Examine()
     compare: Compare = Compare()
@@ -211,6 +219,8 @@ class Suite(Part):
             problems.append(f"compare.tasks: {absent} are not examined; examine.tasks has {list(self.examine.tasks)}")
         if self.data.length > min(self.train.batch_tokens, *(p.batch_tokens for p in self._pretrains())):
             problems.append(f"batch_tokens: expected at least one block of data.length = {self.data.length} tokens")
+        if (self.rollouts.prompt_tokens or 1) >= self.data.length:
+            problems.append(f"rollouts.prompt_tokens: expected less than data.length = {self.data.length}")
         if problems:
             raise ValueError("; ".join(problems))
         return self

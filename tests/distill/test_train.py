@@ -30,7 +30,7 @@ def cached(model, blocks, folder):
     write_cache(
         folder, blocks, lambda part: read_states(model, part, VOCABULARY, "float32", torch.float32), lambda *_: None
     )
-    return CachedTeacher(folder, models.head(model, VOCABULARY))
+    return CachedTeacher(folder, live(model, blocks))
 
 
 def learn(model, spec, blocks, teacher, folder, plan=PLAN, **options):
@@ -40,6 +40,12 @@ def learn(model, spec, blocks, teacher, folder, plan=PLAN, **options):
     )  # fmt: skip
 
 
+def batch_of(blocks, teacher, rows=8):
+    chosen = batch_rows(0, 0, len(blocks), rows)
+    some = blocks.select(chosen)
+    return train.Batch(some.ids.long(), some.mask[:, 1:], teacher.signal(chosen), torch.zeros(rows, dtype=torch.bool))
+
+
 def weights(model):
     return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
 
@@ -47,15 +53,14 @@ def weights(model):
 @pytest.mark.parametrize("spec", EVERY)
 @pytest.mark.parametrize("micro", [1, 2, 4, 8])
 def test_micro_batches_give_the_gradient_of_the_whole_batch(spec, micro, student, teacher_model, blocks):
-    rows = batch_rows(0, 0, len(blocks), 8)
-    batch = train._batch(blocks, rows, live(teacher_model, blocks), student)
+    batch = batch_of(blocks, live(teacher_model, blocks))
     found = []
     for size in (None, micro):
         student.zero_grad()
-        total, terms = train.backward(student, objective(spec), batch, size, VOCABULARY, "float32")
-        found.append((total, terms, torch.cat([p.grad.flatten() for p in student.parameters()])))
+        sums = train.backward(student, objective(spec), batch, batch.tokens(), size, VOCABULARY, "float32")
+        found.append((sums.total, torch.cat([p.grad.flatten() for p in student.parameters()])))
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
-    assert torch.allclose(found[0][2], found[1][2], atol=1e-6)
+    assert torch.allclose(found[0][1], found[1][1], atol=1e-6)
 
 
 @pytest.mark.parametrize("spec", EVERY)
@@ -137,7 +142,7 @@ class Broken(Objective):
     needs_teacher = False
     bad: float = Field(0.0)
 
-    def terms(self, student, teacher, target):
+    def terms(self, student, teacher, tokens):
         return {"x": student.log_prob_target * (float("nan") if len(CALLS) >= 4 else -1.0)}
 
     def weights(self, tokens):

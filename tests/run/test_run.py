@@ -246,7 +246,7 @@ def test_a_diverged_cell_is_a_result_and_not_a_gap(world, tmp_path):
         "from kdbench.api import Objective, Source\n\n\nclass Bad(Objective):\n"
         '    """Gives NaN."""\n\n    name = "bad"\n    source = Source(title="x", year=2026)\n'
         "    needs_teacher = False\n\n"
-        "    def terms(self, student, teacher, target):\n"
+        "    def terms(self, student, teacher, tokens):\n"
         '        return {"bad": student.log_prob_target * float("nan")}\n'
     )
     run = (

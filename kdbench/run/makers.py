@@ -1,0 +1,313 @@
+"""The makers, one for each kind of entry. They run in warm worker processes that keep what several cells read."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pandas
+import torch
+
+from kdbench.api import Sampling
+from kdbench.distill import data, models, rollout, teacher, train
+from kdbench.errors import ConfigError, Interrupted
+from kdbench.evaluate import harness, intrinsic, tasks
+from kdbench.files import atomic_write, read_json, write_json
+from kdbench.registry import objective
+from kdbench.run.store import INPUTS, Entry, Store
+from kdbench.run.work import Work
+from kdbench.seeding import derive
+
+# --- what several makers read; kept warm -----------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=2)
+def _tokenizer(folder: Path) -> Any:
+    return models.load_tokenizer(folder)
+
+
+@lru_cache(maxsize=6)
+def _blocks(path: Path) -> data.Blocks:
+    return data.load_blocks(path)
+
+
+@lru_cache(maxsize=1)
+def _distillation_set(path: Path, tokens: int) -> data.Blocks:
+    return data.distillation_set(_blocks(path), tokens)
+
+
+@lru_cache(maxsize=1)
+def _frozen_model(folder: Path, runtime: models.Runtime) -> torch.nn.Module:
+    return models.load(folder, runtime).requires_grad_(False)
+
+
+@lru_cache(maxsize=1)
+def _cached_teacher(
+    folder: Path, model_folder: Path, runtime: models.Runtime, vocabulary: int, dtype: torch.dtype
+) -> teacher.CachedTeacher:
+    model = _frozen_model(model_folder, runtime)
+    return teacher.CachedTeacher(folder, teacher.LiveTeacher(model, None, vocabulary, runtime.precision, dtype))
+
+
+VALIDATED_ROWS = 64  # held-out blocks by which an objective may steer itself
+
+
+def _text(work: Work) -> Entry:
+    return work.find("texts", work.inputs["text"])
+
+
+def _text_tokenizer(work: Work) -> Any:
+    text = read_json(_text(work).path / INPUTS)
+    return _tokenizer(work.find("tokenizers", text["tokenizer"]).path / "tokenizer")
+
+
+def model_folder(store: Store, key: str) -> Path:
+    """Return the Hugging Face folder of a model entry."""
+    return store.entry("models", key).path / "model"
+
+
+# --- makers, one a kind ----------------------------------------------------------------------------------------------
+
+
+def _corpus(work: Work) -> dict[str, list[data.Document]]:
+    documents = data.read_corpus(work.context["corpus"], Path(work.context["base"]))
+    if data.fingerprint(documents) != work.inputs["corpus"]:
+        raise ConfigError("data.corpus: the text has changed since this run was planned; start the run again")
+    return data.split(documents)
+
+
+def make_tokenizer(work: Work) -> None:
+    """Train, or copy, the tokenizer that all models of a suite share."""
+    folder = work.entry.path / "tokenizer"
+    if "path" in work.context:
+        models.load_tokenizer(Path(work.context["path"])).save_pretrained(folder)
+    else:
+        data.train_tokenizer(_corpus(work)["train"], work.inputs["bpe"], folder)
+
+
+def make_text(work: Work) -> dict[str, Any]:
+    """Tokenise the splits."""
+    tokenizer = _tokenizer(work.find("tokenizers", work.inputs["tokenizer"]).path / "tokenizer")
+    rows = {}
+    for name, documents in _corpus(work).items():
+        work.hooks.stage(f"tokenising {name}")
+        blocks = data.tokenise(documents, tokenizer, work.inputs["length"])
+        data.save_blocks(blocks, work.entry.path / f"{name}.safetensors")
+        rows[name] = len(blocks)
+    return {"rows": rows, "length": work.inputs["length"], "vocabulary": len(tokenizer)}
+
+
+def make_tasks(work: Work) -> dict[str, Any]:
+    """Make the examination's items from the test split."""
+    rows = tasks.build(_corpus(work)["test"], work.inputs["tasks"], work.inputs["items"])
+    tasks.write(rows, work.entry.path)
+    return {"items": {name: len(found) for name, found in rows.items()}}
+
+
+def make_model(work: Work) -> dict[str, Any]:
+    """Make a model's weights, or take over a saved folder; either way an ordinary Hugging Face folder results."""
+    tokenizer = _text_tokenizer(work) if "text" in work.inputs else None
+    folder = work.entry.path / "model"
+    if "path" in work.context:
+        source = Path(work.context["path"])
+        models.check_folder(source)
+        ignored = shutil.ignore_patterns("*.bin", "*.pt", "*.py")
+        shutil.copytree(source, folder, dirs_exist_ok=True, ignore=ignored, copy_function=_link_or_copy)
+        return {}
+    text = _text(work)
+    blocks = _blocks(text.path / "train.safetensors")
+    ids = (tokenizer.eos_token_id, tokenizer.pad_token_id)
+    config = models.architecture_config(work.inputs["init"], len(tokenizer), blocks.length, ids, work.inputs["dropout"])
+    model = models.make(config, work.inputs["seed"]).to(work.runtime.device)
+    models.check_head(model)
+    facts: dict[str, Any] = {"parameters": sum(p.numel() for p in model.parameters())}
+    if pretrain := work.inputs.get("pretrain"):
+        history = _learn(work, model, "sft", blocks, None, pretrain, len(tokenizer))
+        facts["final_loss"] = history[-1]["loss"]
+    _save_model(model, tokenizer, folder)
+    return facts
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    """Take over a file without doubling gigabytes where the disk allows it; sha256 sums guard it either way."""
+    Path(target).unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def make_cache(work: Work) -> dict[str, Any]:
+    """Store the teacher's final hidden states over the distillation set."""
+    vocabulary = len(_text_tokenizer(work))
+    blocks = _distillation_set(_text(work).path / "train.safetensors", work.inputs["tokens"])
+    model = _frozen_model(model_folder(work.store, work.inputs["teacher"]), work.runtime)
+    dtype = teacher.DTYPES[work.inputs["dtype"]]
+
+    def read(part: data.Blocks) -> teacher.Signal:
+        return teacher.read_states(model, part, vocabulary, work.runtime.precision, dtype)
+
+    teacher.write_cache(work.entry.path, blocks, read, _on_shard(work))
+    return {"rows": len(blocks), "hidden_size": int(model.get_output_embeddings().weight.shape[1])}
+
+
+def make_teacher_text(work: Work) -> dict[str, Any]:
+    """Let the teacher write after the prompts of the distillation set, a shard at a time."""
+    vocabulary = len(_text_tokenizer(work))
+    blocks = _distillation_set(_text(work).path / "train.safetensors", work.inputs["tokens"])
+    model = _frozen_model(model_folder(work.store, work.inputs["teacher"]), work.runtime)
+    writers = rollout.Writers(model, model, work.runtime.precision)
+    limits, sampling = _limits(work, vocabulary), Sampling(**work.inputs["decoding"])
+
+    def make(number: int, part: data.Blocks) -> dict[str, torch.Tensor]:
+        drawn = derive(0, "teacher text", number)
+        text, _ = rollout.write(sampling, writers, rollout.prompts(part, limits), limits, drawn)
+        return {"ids": text.ids, "mask": text.mask}
+
+    teacher.write_shards(work.entry.path, blocks, make, _on_shard(work))
+    text = _teacher_text(work.entry.path)
+    return {"rows": len(text), "generated_tokens": int(text.mask.sum())}
+
+
+def _on_shard(work: Work) -> Callable[[int, int], None]:
+    def on_shard(done: int, count: int) -> None:
+        work.hooks.emit({"event": "progress", "done": done, "total": count})
+        if code := work.hooks.should_stop():
+            raise Interrupted(f"stopped after shard {done}", code)
+
+    return on_shard
+
+
+def make_cell(work: Work) -> dict[str, Any]:
+    """Train one student, if its arm is an objective, and examine it; floor and ceiling are examined as they are."""
+    inputs = work.inputs
+    tokenizer = _text_tokenizer(work)
+    subject = inputs["teacher"] if inputs["arm"] == "ceiling" else inputs["student"]
+    folder = model_folder(work.store, subject)
+    guide = _teacher_model(work, inputs["teacher"]) if inputs["arm"] == "objective" and "teacher" in inputs else None
+    with work.clock.part("load_s"):
+        model = models.load(folder, work.runtime)
+        models.head(model, len(tokenizer))
+    facts: dict[str, Any] = {}
+    if inputs["arm"] == "objective":
+        train_path = _text(work).path / "train.safetensors"
+        blocks = _distillation_set(train_path, inputs["tokens"])
+        history = _learn(work, model, inputs["objective"], blocks, guide, inputs["train"], len(tokenizer))
+        _save_model(model, tokenizer, work.entry.path / "model")
+        facts = {"final_loss": history[-1]["loss"], "tokens": _tokens(blocks, inputs["train"])}
+        facts |= _written(history)
+    _examine(work, model, tokenizer, guide)
+    return facts
+
+
+def _teacher_model(work: Work, key: str) -> torch.nn.Module:
+    return _frozen_model(model_folder(work.store, key), work.runtime)
+
+
+def _teacher(work: Work, model: torch.nn.Module, blocks: data.Blocks, vocabulary: int) -> teacher.Teacher:
+    inputs = work.inputs
+    if inputs["signal"] == "cache":
+        cache = work.find("teacher_cache", inputs["cache"])
+        dtype = teacher.DTYPES[read_json(cache.path / INPUTS)["dtype"]]
+        return _cached_teacher(cache.path, model_folder(work.store, inputs["teacher"]), work.runtime, vocabulary, dtype)
+    return teacher.LiveTeacher(model, blocks, vocabulary, work.runtime.precision)
+
+
+def _limits(work: Work, vocabulary: int) -> rollout.Limits:
+    tokenizer = _text_tokenizer(work)
+    length = _blocks(_text(work).path / "train.safetensors").length
+    given = work.inputs["rollouts"]
+    ids = {"eos": tokenizer.eos_token_id, "pad": tokenizer.pad_token_id}
+    return rollout.Limits(given["prompt_tokens"], given["new_tokens"], length, vocabulary=vocabulary, **ids)
+
+
+def _other_text(work: Work, vocabulary: int) -> dict[str, Any]:
+    """Return what an objective learns from beside the corpus: bounds of generation, the teacher's and held-out text."""
+    if "rollouts" not in work.inputs:
+        return {}
+    found: dict[str, Any] = {"limits": _limits(work, vocabulary)}
+    found["held_out"] = data.first_blocks(_blocks(_text(work).path / "dev.safetensors"), VALIDATED_ROWS)
+    if "teacher_text" in work.inputs:
+        found["teacher_text"] = _teacher_text(work.find("teacher_texts", work.inputs["teacher_text"]).path)
+    return found
+
+
+@lru_cache(maxsize=2)
+def _teacher_text(folder: Path) -> data.Blocks:
+    parts = [data.load_blocks(path) for path in sorted(folder.glob("shard-*.safetensors"))]
+    return data.Blocks(torch.cat([part.ids for part in parts]), torch.cat([part.mask for part in parts]))
+
+
+def _learn(work: Work, model, spec, blocks, guide, plan: dict[str, Any], vocabulary: int) -> list[dict[str, Any]]:
+    """Train and write metrics.jsonl. `guide` is the teacher's model, or None."""
+    chosen = objective(spec)
+    settings = {key: value for key, value in plan.items() if key != "seed"}
+    work.hooks.stage("training")
+    with work.clock.part("train_s"):
+        history = train.train(
+            model,
+            chosen,
+            blocks,
+            _teacher(work, guide, blocks, vocabulary) if guide is not None else None,
+            train.Plan(**settings),
+            seed=plan.get("seed", work.inputs["seed"]),
+            vocabulary=vocabulary,
+            precision=work.runtime.precision,
+            folder=work.entry.checkpoints,
+            **_other_text(work, vocabulary),
+            on_step=lambda record: work.hooks.emit({"event": "step", "total": settings["steps"], **record}),
+            should_stop=work.hooks.should_stop,
+        )
+    lines = "".join(json.dumps(record, allow_nan=False) + "\n" for record in history)
+    atomic_write(work.entry.path / "metrics.jsonl", lines)
+    return history
+
+
+def _tokens(blocks: data.Blocks, plan: dict[str, Any]) -> int:
+    return plan["steps"] * plan["batch_rows"] * blocks.length
+
+
+def _written(history: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return how many tokens were generated while training, if any was."""
+    found = [record["rollout/tokens"] for record in history if "rollout/tokens" in record]
+    return {"generated_tokens": int(sum(found))} if found else {}
+
+
+def _save_model(model: torch.nn.Module, tokenizer: Any, folder: Path) -> None:
+    model.eval().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _examine(work: Work, model: torch.nn.Module, tokenizer: Any, guide: torch.nn.Module | None) -> None:
+    """Write results.json (aggregates) and samples.parquet (a score an item)."""
+    settings = work.inputs["examine"]
+    folder = work.find("tasks", work.inputs["tasks"]).path
+    paths = {name: folder / f"{name}.jsonl" for name in settings["tasks"]}
+    work.hooks.stage("examining")
+    with work.clock.part("examine_s"):
+        found = harness.examine(model, tokenizer, paths, batch_size=settings["batch_size"])
+        held_out = _blocks(_text(work).path / "test.safetensors")
+        own = intrinsic.measure(
+            model, guide, held_out, settings["intrinsic_tokens"], len(tokenizer), work.runtime.precision
+        )
+    buffer = io.BytesIO()
+    pandas.DataFrame(found.items).to_parquet(buffer, index=False)
+    atomic_write(work.entry.path / "samples.parquet", buffer.getvalue())
+    write_json(work.entry.path / "results.json", dict(sorted({**found.metrics, **own}.items())))
+
+
+MAKERS: dict[str, Callable[[Work], dict[str, Any] | None]] = {
+    "tokenizers": make_tokenizer,
+    "texts": make_text,
+    "tasks": make_tasks,
+    "models": make_model,
+    "teacher_texts": make_teacher_text,
+    "teacher_cache": make_cache,
+    "cells": make_cell,
+}
