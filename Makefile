@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
 
-.PHONY: quickstart install test lock schema
+.PHONY: quickstart install test reference lock schema
 
 quickstart: install  ## install, run the quickstart suite, print the verdict
 	$(BIN)/kdbench run suites/quickstart.yaml
@@ -16,6 +16,9 @@ test: $(VENV)/.installed-test  ## install with the test extra, check the style, 
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+reference: $(VENV)/.installed-reference  ## compare with trl, liger-kernel, torchtune and torchdistill (Linux)
+	$(BIN)/python -m pytest tests/reference -rs
 
 $(VENV)/.installed-%: locks/%.txt locks/uv.txt pyproject.toml
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'kdbench needs Python 3.11 or newer; make PYTHON=...')"
@@ -30,6 +33,8 @@ lock:  ## resolve the dependencies anew
 	  --no-header --upgrade pyproject.toml --extra demo -o locks/run.txt
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate \
 	  --no-header --upgrade pyproject.toml --extra demo --extra test -c locks/run.txt -o locks/test.txt
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate \
+	  --no-header --upgrade pyproject.toml --extra demo --extra test --extra reference -c locks/test.txt -o locks/reference.txt
 
 schema:  ## write suites/schema.json from the code
 	$(BIN)/python -m kdbench.suite.schema

@@ -6,63 +6,24 @@ Exit codes: 0 all done · 1 internal · 2 usage or configuration · 3 some cells
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import click
 
-from kdbench.errors import ConfigError, KdbenchError, PartialError
-
-
-def _errors_end_well(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Show an error of ours as one message without a traceback, and end with its exit code."""
-
-    @wraps(command)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return command(*args, **kwargs)
-        except KdbenchError as error:
-            click.echo(f"error: {error}", err=True)
-            sys.exit(error.exit_code)
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-            sys.exit(0)
-
-    return wrapped
-
-
-def _results_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    return click.option(
-        "--results-dir", type=click.Path(path_type=Path), default=Path("results"), show_default=True,
-        envvar="KDBENCH_RESULTS_DIR", help="Where results are kept.",
-    )(command)  # fmt: skip
-
-
-def _objectives_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    def use(context: click.Context, parameter: click.Parameter, folders: tuple[Path, ...]) -> None:
-        context.meta["kdbench.folders"] = folders
-
-    return click.option(
-        "--objectives-dir", type=click.Path(path_type=Path), multiple=True, expose_value=False, callback=use,
-        help="A folder with objectives of your own, one Python file each.",
-    )(command)  # fmt: skip
-
-
-def _json_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    return click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else on stdout.")(
-        command
-    )
-
-
-def _set_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    return click.option(
-        "--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Override a value of the suite."
-    )(command)
+from kdbench.cli_objectives import check, objectives
+from kdbench.errors import ConfigError, PartialError
+from kdbench.options import (
+    echo_json,
+    errors_end_well,
+    json_option,
+    objectives_option,
+    registry_in_use,
+    results_option,
+    set_option,
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -74,20 +35,17 @@ def main() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
+main.add_command(objectives)
+main.add_command(check)
+
+
 def _load_suite(path: Path, overrides: tuple[str, ...]) -> Any:
     """Read, override and check a suite file; every error at once."""
-    from kdbench import registry
     from kdbench.suite import loader
     from kdbench.suite.schema import Suite
 
-    for folder in click.get_current_context().meta.get("kdbench.folders", ()):
-        registry.use_folder(folder)
-    registry.objectives()
+    registry_in_use()
     return loader.validate(Suite, loader.override(loader.parse(path), overrides))
-
-
-def _echo_json(value: Any) -> None:
-    click.echo(json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False, default=str))
 
 
 @main.command()
@@ -98,11 +56,11 @@ def _echo_json(value: Any) -> None:
     "--only", multiple=True, metavar="KEY=VALUE,…", help="Run these cells only: objective=, student=, teacher=, seed=."
 )
 @click.option("--no-mlflow", is_flag=True, help="Do not feed MLflow; `kdbench mlflow sync` can do it later.")
-@_set_option
-@_results_option
-@_objectives_option
-@_json_option
-@_errors_end_well
+@set_option
+@results_option
+@objectives_option
+@json_option
+@errors_end_well
 def run(suite, dry_run, workers, only, no_mlflow, overrides, results_dir, as_json) -> None:
     """Run a suite: train every cell that is not done, examine it, compare, report.
 
@@ -118,10 +76,10 @@ def run(suite, dry_run, workers, only, no_mlflow, overrides, results_dir, as_jso
     base = suite.resolve().parent
     if dry_run:
         planned = commands.plan(chosen, base, results_dir, only)
-        _echo_json(planned) if as_json else commands.print_plan(planned)
+        echo_json(planned) if as_json else commands.print_plan(planned)
         return
     found = commands.run(chosen, base, results_dir, only, overrides, workers, mlflow=not no_mlflow)
-    _echo_json(found.as_json()) if as_json else found.show()
+    echo_json(found.as_json()) if as_json else found.show()
     if found.failed or found.diverged:
         raise PartialError(
             f"{len(found.failed)} jobs failed and {len(found.diverged)} cells diverged; the other results stand. "
@@ -131,17 +89,17 @@ def run(suite, dry_run, workers, only, no_mlflow, overrides, results_dir, as_jso
 
 @main.command()
 @click.argument("suite", type=click.Path(path_type=Path))
-@_set_option
-@_results_option
-@_objectives_option
-@_json_option
-@_errors_end_well
+@set_option
+@results_option
+@objectives_option
+@json_option
+@errors_end_well
 def plan(suite, overrides, results_dir, as_json) -> None:
     """Show the matrix, what is done, what would run and why, and what it will cost. Writes nothing."""
     from kdbench import commands
 
     planned = commands.plan(_load_suite(suite, overrides), suite.resolve().parent, results_dir, ())
-    _echo_json(planned) if as_json else commands.print_plan(planned)
+    echo_json(planned) if as_json else commands.print_plan(planned)
 
 
 @main.command()
@@ -150,9 +108,9 @@ def plan(suite, overrides, results_dir, as_json) -> None:
 @click.option("--baseline", help="The arm that the others are compared with. Default: the first of --objectives.")
 @click.option("--metric", default="acc", show_default=True, help="acc, word_log_likelihood, or one task, such as swap.")
 @click.option("--markdown", is_flag=True, help="Print Markdown.")
-@_results_option
-@_json_option
-@_errors_end_well
+@results_option
+@json_option
+@errors_end_well
 def compare(suite, objectives, baseline, metric, markdown, results_dir, as_json) -> None:
     """Compare objectives by paired tests, from the stored results alone.
 
@@ -164,93 +122,17 @@ def compare(suite, objectives, baseline, metric, markdown, results_dir, as_json)
 
     found = answer.ask(results_dir, suite, objectives.split(",") if objectives else None, baseline, metric)
     if as_json:
-        _echo_json(found.to_json())
+        echo_json(found.to_json())
     elif markdown:
         click.echo(found.to_markdown())
     else:
         answer.show(found)
 
 
-@main.group()
-def objectives() -> None:
-    """The registry of distillation objectives."""
-
-
-@objectives.command("list")
-@_objectives_option
-@_json_option
-@_errors_end_well
-def list_objectives(as_json) -> None:
-    """List every objective with its meaning, the text it learns from, and the year of its publication."""
-    rows = [_describe(member) for member in _registry().values()]
-    if as_json:
-        _echo_json(rows)
-        return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("name", "meaning", "text", "year", box=None, pad_edge=False)
-    for row in rows:
-        table.add_row(row["name"], row["summary"], row["data"], str(row["source"]["year"]))
-    Console().print(table)
-
-
-@objectives.command("show")
-@click.argument("name")
-@_objectives_option
-@_json_option
-@_errors_end_well
-def show_objective(name, as_json) -> None:
-    """Show formula, fields, source and differences of one objective."""
-    from kdbench.registry import objective
-
-    _registry()
-    made = objective(name)
-    row = _describe(type(made)) | {"label": made.label, "spec": made.spec()}
-    if as_json:
-        _echo_json(row)
-        return
-    click.echo(f"{made.label}\n\n{row['doc']}\n\nfields")
-    for key, text in row["fields"].items():
-        click.echo(f"  {key} = {row['spec'][key]!r:<12} {text}")
-    if not row["fields"]:
-        click.echo("  none")
-    source = row["source"]
-    click.echo(f"\nsource\n  {source['title']} ({source['year']}) {source['url']}\n  {source['equation']}")
-    click.echo(f"\nelsewhere\n  {source['differs'] or 'no differences known'}\n\nfile\n  {row['file']}")
-
-
-def _registry() -> dict[str, Any]:
-    from kdbench import registry
-
-    for folder in click.get_current_context().meta.get("kdbench.folders", ()):
-        registry.use_folder(folder)
-    return registry.objectives()
-
-
-def _describe(member: Any) -> dict[str, Any]:
-    import inspect
-    from dataclasses import asdict
-
-    from kdbench.registry import source_file
-
-    doc = inspect.cleandoc(member.__doc__ or "")
-    return {
-        "name": member.name,
-        "summary": doc.splitlines()[0] if doc else "",
-        "data": "corpus" if not hasattr(member, "data_note") else member.data_note,
-        "needs_teacher": member.needs_teacher,
-        "fields": {key: info.description or "" for key, info in member.model_fields.items()},
-        "doc": doc,
-        "source": asdict(member.source),
-        "file": str(source_file(member)),
-    }
-
-
 @main.command()
 @click.option("--port", default=5000, show_default=True, type=click.IntRange(1, 65535))
-@_results_option
-@_errors_end_well
+@results_option
+@errors_end_well
 def ui(port, results_dir) -> None:
     """Browse the results in MLflow, on 127.0.0.1 only."""
     from kdbench.run import tracking
@@ -277,8 +159,8 @@ def mlflow() -> None:
 
 @mlflow.command()
 @click.option("--suite", help="Name of the suite. Default: all.")
-@_results_option
-@_errors_end_well
+@results_option
+@errors_end_well
 def sync(suite, results_dir) -> None:
     """Write every complete cell into MLflow; what is there already is left alone."""
     from kdbench.run.store import Store
@@ -299,15 +181,15 @@ def _sync_all(store: Any, suite: str | None) -> None:
 
 
 @main.command()
-@_results_option
-@_json_option
-@_errors_end_well
+@results_option
+@json_option
+@errors_end_well
 def doctor(results_dir, as_json) -> None:
     """Show devices, versions, off-line flags and disk, and what would be in the way of a run."""
     from kdbench.run import doctor as diagnosis
 
     found = diagnosis.examine(results_dir)
-    _echo_json(found) if as_json else click.echo(diagnosis.as_text(found))
+    echo_json(found) if as_json else click.echo(diagnosis.as_text(found))
     if found["problems"]:
         sys.exit(4)
 
