@@ -148,12 +148,10 @@ class Objective(BaseModel):
         return self.name + self._settings()
 
     def _settings(self, hidden: tuple[str, ...] = ()) -> str:
-        changed = {
-            key: getattr(self, key)
-            for key, info in type(self).model_fields.items()
-            if key not in hidden and getattr(self, key) != info.get_default(call_default_factory=True)
-        }
-        variant = next((name for name, settings in self.variants.items() if settings == changed), None)
+        shown = {key: info.default for key, info in type(self).model_fields.items() if key not in hidden}
+        changed = {key: getattr(self, key) for key, default in shown.items() if getattr(self, key) != default}
+        named = ((name, {k: v for k, v in values.items() if v != shown[k]}) for name, values in self.variants.items())
+        variant = next((name for name, settings in named if settings == changed), None)
         if variant:
             return f"@{variant}"
         return f"({','.join(f'{key}={value}' for key, value in changed.items())})" if changed else ""

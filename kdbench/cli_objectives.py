@@ -12,9 +12,12 @@ from kdbench.errors import PartialError
 from kdbench.options import echo_json, errors_end_well, json_option, objectives_option, registry_in_use
 
 
-@click.group()
-def objectives() -> None:
-    """The registry of distillation objectives."""
+@click.group(invoke_without_command=True)
+@click.pass_context
+def objectives(context: click.Context) -> None:
+    """The registry of distillation objectives; alone, the list of them."""
+    if context.invoked_subcommand is None:
+        context.invoke(list_objectives)
 
 
 @objectives.command("list")

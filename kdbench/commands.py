@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kdbench.api import Trajectories
+from kdbench.registry import objective
 from kdbench.run import orchestrate
 from kdbench.run.store import Store
 from kdbench.suite import cost
@@ -74,8 +76,21 @@ def _cost(planned: orchestrate.Plan, job: Any, parameters: dict[str, int]) -> co
         return price
     read = job.inputs["train"]["steps"] * job.inputs["train"]["batch_rows"] * suite.data.length
     teacher, hidden = (parameters[cell.teacher], planner.hidden_size(cell.teacher)) if cell.teacher else (0, 0)
-    live = suite.teacher.signal == "live"
-    return price + cost.distilling(parameters[str(cell.student)], teacher, hidden, planner.vocabulary, read, live)
+    student, live = parameters[str(cell.student)], job.inputs.get("signal") == "live"
+    return (
+        price
+        + cost.distilling(student, teacher, hidden, planner.vocabulary, read, live)
+        + _writing(objective(cell.spec).trajectories, student, teacher, read)
+    )
+
+
+def _writing(wanted: Trajectories, student: int, teacher: int, tokens: int) -> cost.Cost:
+    """Return what an objective's own text costs, at most: as if every completion were as long as it may be."""
+    if wanted.rollout is None:
+        return cost.Cost()
+    share = 0.5 if wanted.paired else wanted.chance * wanted.fresh
+    judged = wanted.rollout.by in ("mixed", "interleaved")
+    return cost.writing(student, teacher if judged else 0, int(tokens * share / wanted.reuse))
 
 
 def default_workers(device: str, threads: int) -> int:

@@ -25,6 +25,14 @@ from kdbench.errors import ConfigError, did_you_mean
 from kdbench.files import digest, sha256_file
 
 ENTRY_POINTS = "kdbench.objectives"
+ABSENT = {  # methods of the field that are asked for and are not built, each with its reason
+    "sinkd": "its optimal transport couples all tokens of a batch, so it is no sum over tokens, and cut into "
+    "micro-batches or chunks it would be another function",
+    "uld": "it compares models with different tokenizers, which kdbench does not",
+    "gold": "it compares models with different tokenizers, which kdbench does not",
+    "dskd": "it trains projectors between the two models' hidden states, which are no part of an objective here",
+    "miniplm": "it selects the data before training and is no objective",
+}
 _folders: list[Path] = []
 
 
@@ -169,6 +177,8 @@ def get(name: str) -> type[Objective]:
         ConfigError: with a did-you-mean, when there is none.
     """
     known = objectives()
+    if name in ABSENT:
+        raise ConfigError(f"objective {name!r} is not built: {ABSENT[name]}")
     if name not in known:
         raise ConfigError(f"unknown objective {name!r}.{did_you_mean(name, known)}")
     return known[name]

@@ -43,7 +43,7 @@ class AdaKD(Wrapper):
 
     @model_validator(mode="after")
     def _base_compares(self):
-        if not self.base.needs_signal or getattr(self.base, "tau", 1.0) != 1.0:
+        if not self.base.reads_teacher or getattr(self.base, "tau", 1.0) != 1.0:
             raise ValueError(f"{self.base.label!r}: the base must compare with the teacher, at its own tau of 1")
         return self
 

@@ -110,3 +110,61 @@ def test_the_plugin_of_the_readme_works_as_printed(tmp_path):
     parts = public.loss("half", logits, logits.flip(-1), torch.zeros(2, 5, dtype=torch.long))
     assert parts.total > 0 and parts.tokens == 10
     assert public.loss("half", logits, logits, torch.zeros(2, 5, dtype=torch.long)).total.abs() < 1e-6
+
+
+def test_the_registry_is_listed_with_meaning_text_and_year():
+    listed = call("objectives").stdout
+    assert listed == call("objectives", "list").stdout
+    for name in ("sft", "seqkd", "kl", "f_distill", "minillm", "opd", "atkd", "sekd", "adakd"):
+        assert re.search(rf"^{name} .*(19|20)\d\d", listed, re.MULTILINE), name
+    assert re.search(r"^gkd .*corpus or student text +2024", listed, re.MULTILINE)
+
+
+def test_an_objective_is_shown_with_formula_fields_text_and_differences():
+    shown = call("objectives", "show", "gkd").stdout
+    for part in ("L = ", "beta = 0.5", "arxiv.org/abs/2306.13649", "corpus or student text", "TRL draws λ"):
+        assert part in shown
+    assert "atkd@release" in call("objectives", "show", "atkd").stdout
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("sinkd", "is not built: its optimal transport couples all tokens"),
+        ("atkd@relase", "no variant 'relase'; it has: release, sekd"),
+        ("kl@x", "no variant 'x'; it has: none"),
+        ("sft+adakd", "must compare with the teacher"),
+        ("todi+atkd", "can only take its text"),
+    ],
+)
+def test_what_cannot_be_had_is_said_with_its_reason(spec, message):
+    found = call("objectives", "show", spec)
+    assert found.exit_code == 2 and message in found.stderr
+
+
+def test_a_variant_is_a_name_for_settings_that_may_be_overridden():
+    made = registry.objective({"name": "atkd@release", "lam": 0.5})
+    assert (made.scope, made.grouping, made.lam) == ("sequence", "per_sequence", 0.5)
+    assert registry.objective("dkd@images").label == "dkd@images"
+
+
+def test_check_passes_the_readmes_plugin_and_names_the_mistake_of_a_broken_one(tmp_path):
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    plugin = tmp_path / "half.py"
+    plugin.write_text(re.search(r"```python\n(from kdbench.api.*?)```", readme, re.DOTALL).group(1))
+    good = call("check", plugin)
+    assert good.exit_code == 0 and "BROKEN" not in good.stdout and "never negative" in good.stdout
+    plugin = tmp_path / "wrong.py"
+    plugin.write_text(PLUGIN.replace("self.share * forward +", "self.share * forward -").replace('"half"', '"wrong"'))
+    bad = call("check", plugin)
+    assert bad.exit_code == 3 and "BROKEN  never negative" in bad.stdout and "broken" in bad.stderr
+    assert call("check", tmp_path / "none.py").exit_code == 2
+
+
+def test_explain_prints_a_specification_that_can_be_pasted(tmp_path):
+    found = call("objectives", "explain", "kdflow:jsd", "jsd_beta=0.1").stdout
+    assert "{name: jsd, beta: 0.9}" in found
+    assert json.loads(call("objectives", "explain", "trl:gkd", "--json").stdout)["spec"]["beta"] == 0.5
+    assert "trl:gkd" in call("objectives", "explain").stdout
+    wrong = call("objectives", "explain", "trl:gdk")
+    assert wrong.exit_code == 2 and "Did you mean 'trl:gkd'" in wrong.stderr

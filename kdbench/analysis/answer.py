@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from kdbench.analysis import report
-from kdbench.analysis.results import METRICS, SuiteResults, history, load_scores, open_suite
+from kdbench.analysis.results import METRICS, SuiteResults, history, item_scores, open_suite
 from kdbench.analysis.verdict import Comparison, compare
 from kdbench.analysis.words import summary
 from kdbench.errors import ConfigError, did_you_mean
+from kdbench.run.store import Store
+from kdbench.suite.matrix import title
 
 UNDECIDABLE = "two seeds cannot decide anything about an objective; use three or more"
 
@@ -29,10 +31,14 @@ def ask(
     Raises:
         ConfigError: no results, or an unknown suite, arm or metric.
     """
-    results = open_suite(results_dir, suite)
+    return answer(open_suite(results_dir, suite), objectives, baseline, metric)
+
+
+def answer(results: SuiteResults, objectives: Sequence[str] | None, baseline: str | None, metric: str) -> Comparison:
+    """Compare arms of a suite that is open; arguments and errors as for `ask`."""
     question = results.plan["suite"]["compare"]
     name, tasks = _metric(metric, question["tasks"], results.plan["suite"]["examine"]["tasks"])
-    scores = load_scores(results_dir, results.name, name)
+    scores = item_scores(results, name)
     options: dict[str, Any] = {"tasks": tasks, "alpha": question["alpha"], "margin": question["margin"]}
     if objectives or baseline:
         first = baseline or (objectives or [question["baseline"]])[0]
@@ -73,7 +79,8 @@ def missing(results: SuiteResults) -> list[str]:
     """Say which cells are not shown, and why; never silently drop one."""
     notes = []
     for status in ("missing", "damaged", "failed", "diverged"):
-        names = [_title(cell) for cell in results.cells if cell["status"] == status]
+        found = [cell for cell in results.cells if cell["status"] == status]
+        names = [title(cell["arm"], cell["student"], cell["teacher"], cell["seed"]) for cell in found]
         if names:
             shown = "; ".join(names[:6]) + (f"; and {len(names) - 6} more" if len(names) > 6 else "")
             notes.append(f"{len(names)} of {len(results.cells)} cells {status}, left out: {shown}")
@@ -82,11 +89,6 @@ def missing(results: SuiteResults) -> list[str]:
     if len(results.plan["suite"]["seeds"]) == 2:
         notes.append(UNDECIDABLE)
     return notes
-
-
-def _title(cell: dict[str, Any]) -> str:
-    pair = " ← ".join(part for part in (cell["student"], cell["teacher"]) if part)
-    return f"{cell['arm']} {pair}" + ("" if cell["seed"] is None else f" seed {cell['seed']}")
 
 
 def show(found: Comparison) -> None:
@@ -106,13 +108,13 @@ def show(found: Comparison) -> None:
 
 def report_files(results_dir: Path, suite: str) -> dict[str, Path]:
     """Return where a suite's report goes, by file name."""
-    return {name: open_suite(results_dir, suite).folder / name for name in report.FILES}
+    return {name: Store(results_dir).suite_folder(suite) / name for name in report.FILES}
 
 
 def write_report(results_dir: Path, suite: str) -> tuple[Comparison, dict[str, Path]]:
     """Compare as the suite asks and write its report; return both."""
     results = open_suite(results_dir, suite)
-    found = ask(results_dir, suite, None, None, "acc")
+    found = answer(results, None, None, "acc")
     plan = results.plan
     environment = plan["environment"]
     facts = {

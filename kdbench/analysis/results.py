@@ -97,11 +97,15 @@ def load_scores(results_dir: Path | str, suite: str | None = None, metric: str =
     Raises:
         ConfigError: no such suite or metric, or no cell is complete.
     """
-    import pandas
-
     if metric not in METRICS:
         raise ConfigError(f"unknown metric {metric!r}.{did_you_mean(metric, METRICS)}")
-    found = open_suite(results_dir, suite)
+    return item_scores(open_suite(results_dir, suite), metric)
+
+
+def item_scores(found: SuiteResults, metric: str) -> pandas.DataFrame:
+    """Return the item scores of a suite that is open; columns, metrics and errors as for `load_scores`."""
+    import pandas
+
     frames = [
         frame
         for cell in found.cells
@@ -109,7 +113,7 @@ def load_scores(results_dir: Path | str, suite: str | None = None, metric: str =
         for frame in _frames(cell, metric, found.plan["suite"]["students"])
     ]
     if not frames:
-        raise ConfigError(f"suite {found.name!r} has no complete cell in {results_dir}; run it first")
+        raise ConfigError(f"suite {found.name!r} has no complete cell in {found.store.root}; run it first")
     return pandas.concat(frames, ignore_index=True)
 
 

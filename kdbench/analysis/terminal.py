@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from kdbench.analysis.words import COLOURS, OVERALL, number, p_text, place_text
+from kdbench.analysis.words import COLOURS, OVERALL, gap_text, number, p_text, place_text
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -82,7 +82,7 @@ def _scores(comparison: Comparison) -> Table:
     )
     for row in comparison.means[comparison.means.task == OVERALL].to_dict("records"):
         names = ["–" if pd.isna(row[name]) else str(row[name]) for name in ("student", "teacher")]
-        gap = "–" if pd.isna(row["gap_recovered"]) else f"{100 * row['gap_recovered']:.0f} %"
+        gap = gap_text(row["gap_recovered"])
         numbers = [number(comparison, row["mean"]), number(comparison, row["sd_seeds"]), str(row["n_seeds"]), gap]
         table.add_row(row["objective"], *names, *numbers)
     return table

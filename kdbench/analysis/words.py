@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 OVERALL = "overall"
 WORDS = ("better", "worse", "equivalent", "undecided")
+FEW_CONTRASTS = 8
 COLOURS = {"better": "green", "worse": "red", "equivalent": "cyan", "undecided": "yellow"}
 
 
@@ -108,10 +109,15 @@ def _seeds(comparison: Comparison, more: Mapping[str, Any]) -> str:
 
 
 def summary(comparison: Comparison) -> list[str]:
-    """Return the answer in few sentences: every row up to four, else the pooled rows and counts per contrast."""
+    """Return the answer in few sentences: every row up to four, else the pooled rows and counts per contrast.
+
+    Of many contrasts only what was decided gets a sentence of its own.
+    """
     rows = comparison.table[comparison.table.task == OVERALL].to_dict("records")
     if len(rows) <= 4:
         return comparison.sentences()
+    if len(comparison.contrasts) > FEW_CONTRASTS:
+        return _decided(comparison, [*comparison.pooled.to_dict("records"), *rows])
     out = [comparison.sentence(row) for row in comparison.pooled.to_dict("records") if row["task"] == OVERALL]
     for a, b in comparison.contrasts:
         mine = [row for row in rows if (row["objective"], row["baseline"]) == (a, b)]
@@ -122,6 +128,21 @@ def summary(comparison: Comparison) -> list[str]:
         elif mine:
             out.append(comparison.sentence(mine[0]))
     return out
+
+
+def _decided(comparison: Comparison, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    rows = [row for row in rows if row["task"] == OVERALL]
+    decided = [comparison.sentence(row) for row in rows if row["verdict"] != "undecided"]
+    left = [row for row in rows if row["verdict"] == "undecided"]
+    if not left:
+        return decided
+    seen = sorted(detail(comparison, row)["mde"] for row in left)
+    low, high = number(comparison, seen[0]), number(comparison, seen[-1])
+    return [
+        *decided,
+        f"{len(left)} of {len(rows)} rows are undecided; the differences that they could have shown lie between {low} "
+        f"and {high} {_unit(comparison)}, and p is adjusted for all {len(comparison.contrasts)} contrasts.",
+    ]
 
 
 HEAD = ("pair", "objective − baseline", "task", "difference", "interval", "p", "verdict", "seeds × items")
@@ -140,6 +161,11 @@ def cells_of(comparison: Comparison, rows: Sequence[Mapping[str, Any]]) -> list[
     ]  # fmt: skip
 
 
+def gap_text(gap: float) -> str:
+    """Return the share of the gap between floor and ceiling, in per cent."""
+    return "–" if _null(gap) else f"{100 * gap:.0f} %".replace("-", "−")
+
+
 MEANS_HEAD = ("objective", "student", "teacher", "task", "score", "sd over seeds", "seeds", "gap recovered")
 
 
@@ -148,7 +174,7 @@ def means_cells(comparison: Comparison, *, overall_only: bool = False) -> list[l
     frame = comparison.means[comparison.means.task == OVERALL] if overall_only else comparison.means
     out = []
     for row in frame.to_dict("records"):
-        gap = "–" if _null(row["gap_recovered"]) else f"{100 * row['gap_recovered']:.0f} %"
+        gap = gap_text(row["gap_recovered"])
         names = ["–" if _null(row[name]) else str(row[name]) for name in ("student", "teacher")]
         score, sd = number(comparison, row["mean"]), number(comparison, row["sd_seeds"])
         out.append([row["objective"], *names, str(row["task"]), score, sd, str(row["n_seeds"]), gap])

@@ -6,7 +6,7 @@ Everything is a function of (seed, step) and of what `pack` returns, which stand
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -65,7 +65,7 @@ class TextSource:
         self.known, self.held = {}, None
         found = self._text(first, wanted)
         if wanted.reuse > 1 and bool(found.sampled.any()):
-            self.held = found
+            self.held = replace(found, stats={})
         return found
 
     def _text(self, step: int, wanted: Trajectories) -> Text:

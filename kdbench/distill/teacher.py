@@ -80,7 +80,7 @@ def read_states(model: nn.Module, blocks: Blocks, vocabulary: int, precision: st
         mask = blocks.mask[begin : begin + FORWARD_ROWS, 1:].to(device)
         hidden = body(model, ids[:, :-1], precision)[mask].to(dtype)
         target = ids[:, 1:][mask]
-        for part in range(0, len(target), LOGIT_ROWS):
+        for part in range(0, max(1, len(target)), LOGIT_ROWS):  # once at least, so that no token gives empty tensors
             window = slice(part, part + LOGIT_ROWS)
             dist = Dist(hidden[window].to(weight.dtype) @ weight.t(), target[window])
             log_probs.append(dist.log_prob_target)

@@ -21,6 +21,7 @@ from filelock import FileLock
 
 from kdbench.run.jobs import Job
 from kdbench.run.store import Store
+from kdbench.suite.matrix import title
 
 BATCH = 1000
 LIVE_EVERY_S = 5.0
@@ -140,16 +141,8 @@ class Mirror:
         names = {name: str(cell[name]) for name in ("arm", "student", "teacher", "seed") if cell[name] is not None}
         tags = {"mlflow.parentRunId": parent, KEY_TAG: cell["key"]}
         tags |= {f"kdbench.{'objective' if name == 'arm' else name}": value for name, value in names.items()}
-        title = " · ".join(
-            part
-            for part in (
-                cell["arm"],
-                " ← ".join(filter(None, (cell["student"], cell["teacher"]))),
-                "" if cell["seed"] is None else f"seed {cell['seed']}",
-            )
-            if part
-        )
-        run = self.client.create_run(self.experiment, start_time=started_ms, tags=tags, run_name=title)
+        named = title(cell["arm"], cell["student"], cell["teacher"], cell["seed"])
+        run = self.client.create_run(self.experiment, start_time=started_ms, tags=tags, run_name=named)
         params = [Param(key, str(value)[:500]) for key, value in sorted(_params(cell).items())]
         self.client.log_batch(run.info.run_id, params=params)
         return run.info.run_id

@@ -41,6 +41,11 @@ def distilling(student: int, teacher: int, hidden: int, vocabulary: int, tokens:
     return Cost(tokens, per_token * tokens)
 
 
+def writing(student: int, teacher: int, tokens: int) -> Cost:
+    """Cost of text written while training: forward passes of the student, and of the teacher if it has a hand in it."""
+    return Cost(0, 2.0 * (student + teacher) * tokens)
+
+
 def examining(parameters: int, items: int, tokens_per_item: int = 60) -> Cost:
     """Cost of one examination: a forward pass over every item's choices."""
     return Cost(0, 2.0 * parameters * items * tokens_per_item)

@@ -31,8 +31,13 @@ class Cell:
     @property
     def title(self) -> str:
         """A short name for progress lines and MLflow runs."""
-        pair = " ← ".join(part for part in (self.student, self.teacher) if part)
-        return f"{self.arm} · {pair}" + ("" if self.seed is None else f" · seed {self.seed}")
+        return title(self.arm, self.student, self.teacher, self.seed)
+
+
+def title(arm: str, student: str | None, teacher: str | None, seed: int | None) -> str:
+    """Return a cell's short name: `atkd · opt-64x2 ← opt-128x4 · seed 2`."""
+    pair = " ← ".join(part for part in (student, teacher) if part)
+    return f"{arm} · {pair}" + ("" if seed is None else f" · seed {seed}")
 
 
 def cells(suite: Suite) -> list[Cell]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from kdbench.errors import ConfigError, did_you_mean
 
 TASKS = ("swap", "replace", "agreement", "last_word", "perplexity")
+MAX_GRID = 1000
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
 
@@ -167,19 +170,37 @@ class Compare(Part):
         return self
 
 
-def _checked_objective(value: Any) -> dict[str, Any]:
-    """Turn an entry of `objectives:` into {label, spec}, by the registry, so that errors name the line."""
+def _checked_objective(value: Any) -> list[dict[str, Any]]:
+    """Turn an entry of `objectives:` into {label, spec}, by the registry, so that errors name the line.
+
+    With `grid: {field: [value, …], …}` an entry stands for every combination of the values.
+    """
     from kdbench.registry import objective
 
     settings = dict(value) if isinstance(value, dict) else value
     label = settings.pop("label", None) if isinstance(settings, dict) else None
-    try:
-        made = objective(settings)
-    except ConfigError as error:
-        raise ValueError(str(error)) from None
+    combinations = _combinations(settings.pop("grid")) if isinstance(settings, dict) and "grid" in settings else [{}]
     if label is not None and not (isinstance(label, str) and 0 < len(label) <= 60):
         raise ValueError(f"label: expected a short text, found {label!r:.60}")
-    return {"label": label or made.label, "spec": made.spec()}
+    if label is not None and len(combinations) > 1:
+        raise ValueError(f"label: {label!r} cannot name all {len(combinations)} objectives of a grid")
+    try:
+        made = [objective(settings | chosen if chosen else settings) for chosen in combinations]
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
+    return [{"label": label or one.label, "spec": one.spec()} for one in made]
+
+
+def _combinations(grid: Any) -> list[dict[str, Any]]:
+    if not (isinstance(grid, dict) and grid and all(isinstance(values, list) and values for values in grid.values())):
+        raise ValueError(f"grid: expected fields with lists of values, such as {{lam: [0, 0.2]}}, found {grid!r:.60}")
+    if math.prod(len(values) for values in grid.values()) > MAX_GRID:
+        raise ValueError(f"grid: expected at most {MAX_GRID} combinations")
+    return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+
+
+def _flat(entries: tuple[list[dict[str, Any]], ...]) -> tuple[dict[str, Any], ...]:
+    return tuple(itertools.chain.from_iterable(entries))
 
 
 class Suite(Part):
@@ -191,7 +212,9 @@ class Suite(Part):
     models: dict[Annotated[str, Field(pattern=NAME)], Model] = Field(min_length=1)
     students: tuple[str, ...] = Field(min_length=1)
     teachers: tuple[str, ...] = ()
-    objectives: tuple[Annotated[Any, BeforeValidator(_checked_objective)], ...] = Field(min_length=1)
+    objectives: Annotated[
+        tuple[Annotated[Any, BeforeValidator(_checked_objective)], ...], Field(min_length=1), AfterValidator(_flat)
+    ]
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = Field(min_length=1)
     teacher: TeacherSignal = TeacherSignal()
     rollouts: Rollouts = Rollouts()
@@ -268,7 +291,15 @@ def json_schema() -> dict[str, Any]:
             {
                 "type": "object",
                 "required": ["name"],
-                "properties": {"name": {"type": "string"}, "label": {"type": "string"}},
+                "properties": {
+                    "name": {"type": "string"},
+                    "label": {"type": "string"},
+                    "grid": {
+                        "type": "object",
+                        "description": "field: list of values; the entry stands for every combination",
+                        "additionalProperties": {"type": "array", "minItems": 1},
+                    },
+                },
             },
         ]
     }

@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 
 from kdbench.analysis.verdict import checkpoints, compare
+from kdbench.analysis.words import summary
 from kdbench.errors import ConfigError
 
 COLUMNS = ["student", "teacher", "task", "objective", "baseline", "delta", "ci_low", "ci_high"]
@@ -293,3 +294,11 @@ def test_thirty_cells_of_three_thousand_items_take_less_than_two_seconds():
     begin = time.perf_counter()
     compare(frame, "sft")
     assert time.perf_counter() - begin < 2
+
+
+def test_of_many_contrasts_only_what_was_decided_gets_a_sentence_of_its_own():
+    arms = [arm("sft", noisy(0.3, rng=2)), arm("good", noisy(0.9, rng=1))]
+    arms += [arm(f"same-{i}", noisy(0.3, rng=10 + i)) for i in range(9)]
+    sentences = summary(compare(pd.concat(arms), "sft"))
+    assert len(sentences) == 2 and sentences[0].startswith("good beats sft")
+    assert "9 of 10 rows are undecided" in sentences[1]

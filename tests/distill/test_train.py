@@ -12,11 +12,12 @@ import torch
 
 from kdbench.api import Field, Objective, Source
 from kdbench.distill import checkpoint, models, train
-from kdbench.distill.data import batch_rows
+from kdbench.distill.data import Blocks, batch_rows
+from kdbench.distill.rollout import Limits
 from kdbench.distill.teacher import CachedTeacher, LiveTeacher, read_states, write_cache
 from kdbench.errors import ConfigError, Diverged, Interrupted
 from kdbench.registry import objective
-from tests.distill.conftest import VOCABULARY, tiny
+from tests.distill.conftest import LENGTH, VOCABULARY, tiny
 
 EVERY = ["sft", "kl", "reverse_kl", "atkd", "reverse_kl+atkd"]
 PLAN = train.Plan(steps=8, batch_rows=8, lr=1e-2, checkpoint_steps=3)
@@ -83,6 +84,97 @@ def test_an_interrupted_training_ends_with_the_same_bytes(stop_after, teacher_mo
     found = learn(resumed, "atkd", blocks, live(teacher_model, blocks), tmp_path / "b")
     assert torch.equal(weights(undisturbed), weights(resumed))
     assert found == expected
+
+
+LIMITS = Limits(prompt_tokens=4, new_tokens=8, length=LENGTH, eos=0, pad=1, vocabulary=VOCABULARY)
+MOVING = [
+    *("gkd", "imitkd@paper", "f_distill", "distillm2", "skd", "opd", "taid", "kl+sekd", "reverse_kl+adakd"),
+    {"name": "kl", "support": "sampled", "support_size": 4},
+    {"name": "minillm", "reuse": 3},
+    {"name": "distillm", "phi": 0.9, "capacity": 12, "fresh": 0.5, "validations": 4, "tolerance": 0.0},
+    *("gkd+atkd", "imitkd+atkd"),
+]
+
+
+def moving(spec, blocks, teacher, folder, model=None, **options):
+    """Train with an objective that learns from text that models write, or keeps a state."""
+    model = tiny(0) if model is None else model
+    other = {"limits": LIMITS, "held_out": blocks, "teacher_text": Blocks(blocks.ids.flip(0), blocks.mask.flip(0))}
+    return model, learn(model, spec, blocks, teacher, folder, **other, **options)
+
+
+@pytest.mark.parametrize("spec", MOVING, ids=str)
+def test_a_training_with_state_or_text_of_its_own_ends_with_the_same_bytes(spec, teacher_model, blocks, tmp_path):
+    """Stopped after steps 2, 4 and 7: in the middle of a reused batch, with a replay buffer half full."""
+    teacher = live(teacher_model, blocks)
+    undisturbed, expected = moving(spec, blocks, teacher, tmp_path / "a")
+    for stop in (2, 4, 7):
+        with pytest.raises(Interrupted):
+            moving(
+                spec,
+                blocks,
+                teacher,
+                tmp_path / "b",
+                should_stop=Countdown(stop - checkpoint.load(tmp_path / "b").step),
+            )
+    resumed, found = moving(spec, blocks, teacher, tmp_path / "b")
+    assert torch.equal(weights(undisturbed), weights(resumed))
+    assert found == expected and len(expected) == 8
+
+
+class Countdown:
+    """Says stop after so many steps."""
+
+    def __init__(self, steps: int):
+        self.left = steps
+
+    def __call__(self) -> int:
+        self.left -= 1
+        return 143 if self.left == 0 else 0
+
+
+def test_objectives_with_the_same_trajectories_see_the_same_text(teacher_model, blocks, tmp_path):
+    """One step from the same student: the text is a function of weights, seed and step, not of the loss."""
+    plan = train.Plan(**{**PLAN.__dict__, "steps": 1})
+    seen = []
+    for index, spec in enumerate(
+        ["imitkd", "opd", {"name": "gkd", "lam": 1.0}, {"name": "f_distill", "variant": "rkl"}]
+    ):
+        _, history = moving(spec, blocks, live(teacher_model, blocks), tmp_path / str(index), plan=plan)
+        seen.append({name: value for name, value in history[0].items() if name.startswith("rollout/")})
+    assert all(one == seen[0] for one in seen) and seen[0]["rollout/tokens"] > 0
+
+
+@pytest.mark.parametrize("spec", ["gkd", "reverse_kl+adakd", {"name": "minillm", "reuse": 2}, "distillm2"], ids=str)
+def test_micro_batches_change_nothing_of_a_training_on_written_text(spec, teacher_model, blocks, tmp_path):
+    whole, _ = moving(spec, blocks, live(teacher_model, blocks), tmp_path / "a")
+    plan = train.Plan(**{**PLAN.__dict__, "micro_batch": 3})
+    cut, _ = moving(spec, blocks, live(teacher_model, blocks), tmp_path / "b", plan=plan)
+    assert torch.allclose(weights(whole), weights(cut), atol=2e-3)
+
+
+def test_a_student_that_writes_nothing_is_left_as_it_is(teacher_model, blocks, tmp_path):
+    """Every completion is empty: no token, so no loss, no gradient and no step, and nothing breaks."""
+    full = Limits(prompt_tokens=LENGTH, new_tokens=4, length=LENGTH, eos=0, pad=1, vocabulary=VOCABULARY)
+    model = tiny(0)
+    before = weights(model).clone()
+    history = learn(
+        model,
+        "imitkd",
+        Blocks(blocks.ids, torch.ones_like(blocks.mask)),
+        live(teacher_model, blocks),
+        tmp_path,
+        limits=full,
+    )
+    assert torch.equal(weights(model), before) and {record["loss"] for record in history} == {0.0}
+
+
+def test_what_is_written_and_what_an_objective_keeps_is_logged(teacher_model, blocks, tmp_path):
+    _, history = moving("skd", blocks, live(teacher_model, blocks), tmp_path / "a")
+    assert all(0 <= record["rollout/acceptance"] <= 1 and record["rollout/length"] > 0 for record in history)
+    assert all(0 <= record["rollout/eos_rate"] <= 1 for record in history)
+    _, history = moving("taid", blocks, live(teacher_model, blocks), tmp_path / "b")
+    assert history[-1]["state/t"] > history[0]["state/t"] and history[0]["watch/target_ce"] > history[0]["loss"]
 
 
 @pytest.mark.parametrize("interval", [1, 7, 100])

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -97,9 +99,9 @@ def test_dry_run_writes_nothing(world, tmp_path):
 class Program:
     """A run in a process of its own, which a test may hurt once it has finished some jobs."""
 
-    def __init__(self, suite: Path, target: Path, workers: int = 1):
+    def __init__(self, suite: Path, target: Path, workers: int = 1, changes: Sequence[str] = ()):
         command = [sys.executable, "-m", "kdbench.cli", "run", str(suite), "--results-dir", str(target)]
-        command += ["--no-mlflow", f"--workers={workers}"]
+        command += ["--no-mlflow", f"--workers={workers}", *changes]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
         self.text, self.target = "", target
 
@@ -161,6 +163,29 @@ def test_a_run_killed_anywhere_ends_with_the_same_bytes(world, tmp_path, jobs, d
     program.end()
     kdbench("run", suite, "--results-dir", tmp_path / "r", "--no-mlflow")
     assert products(tmp_path / "r") == products(results)
+
+
+WRITTEN = (
+    "objectives=[taid, seqkd, gkd, {name: minillm, reuse: 3}, "
+    "{name: distillm, phi: 0.9, capacity: 12, fresh: 0.5, label: replay}]"
+)
+
+
+def test_cells_that_write_text_end_with_the_same_bytes_when_killed_at_random_moments(world, tmp_path):
+    """SIGKILL of the parent, twice, while cells with rollouts, a reused batch, a replay buffer and a state train."""
+    _, suite, _, _ = world
+    changes = ("--set", WRITTEN, "--set", "compare={baseline: seqkd, tasks: [swap]}", "--set", "seeds=[0]")
+    plain, target = tmp_path / "a", tmp_path / "b"
+    kdbench("run", suite, "--results-dir", plain, "--no-mlflow", *changes)
+    rng = random.Random()
+    for _ in range(2):
+        delay = rng.uniform(0.0, 3.0)
+        program = Program(suite, target, changes=changes).until(2)
+        time.sleep(delay)
+        program.process.kill()
+        program.end()
+    kdbench("run", suite, "--results-dir", target, "--no-mlflow", "--workers", 1, *changes)
+    assert products(target) == products(plain) and len(products(plain)) > 20
 
 
 def test_two_runs_at_once_make_each_cell_once(world, tmp_path):
