@@ -12,9 +12,11 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from kdbench import gradients
+from kdbench.gradients import EXCLUDED
+
 NEG_INF = float("-inf")
 SUPPORTS = ("full", "topk", "topk_both", "topk+tail", "sampled")
-EXCLUDED = -1e30  # log-probability of a class that a view leaves out: exp is 0, and differences stay finite
 
 
 def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
@@ -35,6 +37,24 @@ def log_mixture(log_a: Tensor, log_b: Tensor, share: float | Tensor) -> Tensor:
         mixed = log_mixture(log_a.masked_fill(neither, 0.0), log_b.masked_fill(neither, 0.0), share)
         return mixed.masked_fill(neither, NEG_INF)
     return torch.logaddexp(log_a + share.log(), log_b + torch.log1p(-share))
+
+
+def kl_of(p: Dist, q: Dist) -> Tensor:
+    """KL(p‖q) of two models' distributions, `[N]`; in closed form where one of them is constant."""
+    if gradients.applies(p.logits, q.logits):
+        return gradients.ForwardKL.apply(p.logits, q.logits)
+    if gradients.applies(q.logits, p.logits):
+        return gradients.ReverseKL.apply(q.logits, p.logits)
+    return kl(p.log_probs, q.log_probs)
+
+
+def jsd_of(p: Dist, q: Dist, beta: float) -> Tensor:
+    """The generalised JSD D_β of `jsd`, of a teacher's and a student's distribution; in closed form."""
+    if beta in (0, 1):
+        return kl_of(q, p) if beta else kl_of(p, q)
+    if gradients.applies(p.logits, q.logits):
+        return gradients.GeneralisedJSD.apply(p.logits, q.logits, beta)
+    return jsd(p.log_probs, q.log_probs, beta)
 
 
 def skew_kl(log_p: Tensor, log_q: Tensor, share: float) -> Tensor:
@@ -84,7 +104,11 @@ def _power(log_dist: Tensor, exponent: float) -> Tensor:
 
 
 def kl_parts(p: Dist, q: Dist) -> tuple[Tensor, Tensor, Tensor]:
-    """KL(p‖q) = KL(p_b‖q_b) + u_p · KL(p̂‖q̂), exactly (ATKD, Eq. 3)."""
+    """KL(p‖q) = KL(p_b‖q_b) + u_p · KL(p̂‖q̂), exactly (ATKD, Eq. 3); in closed form where one side is constant."""
+    if gradients.applies(p.logits, q.logits):
+        return gradients.ForwardParts.apply(p.logits, q.logits, p.target)
+    if gradients.applies(q.logits, p.logits):
+        return gradients.ReverseParts.apply(q.logits, p.logits, p.target)
     return kl(p.log_binary, q.log_binary), kl(p.log_probs_others, q.log_probs_others), p.log_binary[:, 1].exp()
 
 

@@ -3,7 +3,7 @@
 from typing import Literal
 
 from kdbench.api import Divergence, Field, Sampling, Source, Split, Trajectories
-from kdbench.divergences import jsd, jsd_parts
+from kdbench.divergences import jsd_of, jsd_parts
 
 
 class GKD(Divergence):
@@ -43,7 +43,7 @@ class GKD(Divergence):
         )
 
     def compare(self, student, teacher, tokens):
-        return {"jsd": self._factor * jsd(teacher.log_probs, student.log_probs, self.beta)}
+        return {"jsd": self._factor * jsd_of(teacher, student, self.beta)}
 
     def decouple(self, student, teacher, tokens):
         return Split(*jsd_parts(teacher, student, self.beta)).times(self._factor)

@@ -1,7 +1,7 @@
 """A weighted sum of both directions of the KL divergence."""
 
 from kdbench.api import Divergence, Field, Source, Split
-from kdbench.divergences import kl, kl_parts
+from kdbench.divergences import kl_of, kl_parts
 
 
 class Jeffreys(Divergence):
@@ -24,8 +24,7 @@ class Jeffreys(Divergence):
     lam: float = Field(0.5, ge=0, le=1, description="weight of the forward direction")
 
     def compare(self, student, teacher, tokens):
-        p, q = teacher.log_probs, student.log_probs
-        return {"forward": self.lam * kl(p, q), "reverse": (1 - self.lam) * kl(q, p)}
+        return {"forward": self.lam * kl_of(teacher, student), "reverse": (1 - self.lam) * kl_of(student, teacher)}
 
     def decouple(self, student, teacher, tokens):
         """The parts of both directions, without their coefficients; not one product form unless lam is 0 or 1."""

@@ -1,7 +1,7 @@
 """Word-level distillation with the reverse Kullback-Leibler divergence."""
 
 from kdbench.api import Divergence, Source, Split
-from kdbench.divergences import kl, kl_parts
+from kdbench.divergences import kl_of, kl_parts
 
 
 class ReverseKL(Divergence):
@@ -22,7 +22,7 @@ class ReverseKL(Divergence):
     )
 
     def compare(self, student, teacher, tokens):
-        return {"reverse_kl": kl(student.log_probs, teacher.log_probs)}
+        return {"reverse_kl": kl_of(student, teacher)}
 
     def decouple(self, student, teacher, tokens):
         return Split(*kl_parts(student, teacher))

@@ -1,7 +1,7 @@
 """Speculative KD: the student writes, and the teacher replaces what it would hardly have written."""
 
 from kdbench.api import Divergence, Field, Sampling, Source, Split, Trajectories
-from kdbench.divergences import jsd, jsd_parts
+from kdbench.divergences import jsd_of, jsd_parts
 
 
 class SKD(Divergence):
@@ -34,7 +34,7 @@ class SKD(Divergence):
         return Trajectories(rollout=Sampling("interleaved", accepted=self.accepted))
 
     def compare(self, student, teacher, tokens):
-        return {"jsd": jsd(teacher.log_probs, student.log_probs, self.beta)}
+        return {"jsd": jsd_of(teacher, student, self.beta)}
 
     def decouple(self, student, teacher, tokens):
         return Split(*jsd_parts(teacher, student, self.beta))

@@ -30,7 +30,8 @@ LEVELS = [
     {"conventions", "registry"},
     {"api"},
     {"tokens"},
-    {"divergences", "errors", "files", "seeding", "trajectories"},
+    {"divergences"},
+    {"errors", "files", "gradients", "seeding", "trajectories"},
 ]
 
 

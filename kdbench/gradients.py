@@ -1,0 +1,170 @@
+"""Divergences between a teacher's and a student's logits whose gradient is written down instead of traced.
+
+Each is an autograd function of the student's logits `[N, V]`, the teacher's being constants, in as few passes over
+`[N, V]` as it takes: a softmax a side, the value, the slope. Formulas: ATKD's paper and GKD's, Eq. 1; that they equal
+autograd's is a property test. Classes that a model excludes (logit −inf) count nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+EXCLUDED = -1e30  # a logit of a class that a view leaves out: exp is 0, and differences stay finite
+
+
+def applies(teacher_logits: Tensor, student_logits: Tensor) -> bool:
+    """Whether the closed forms may be used: nothing asks for the teacher's gradient."""
+    return not (teacher_logits.requires_grad and torch.is_grad_enabled())
+
+
+def _softmax(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Return softmax `[N, V]` and logsumexp `[N]`, with one exp a class."""
+    probs = logits.softmax(-1)
+    top, index = probs.max(-1, keepdim=True)
+    return probs, (logits.gather(-1, index) - top.log())[:, 0]
+
+
+def _dot(weights: Tensor, values: Tensor) -> Tensor:
+    """Σ weights · values, `[N]`, where 0 · ∞ is 0; `values` may be overwritten."""
+    found = torch.linalg.vecdot(weights, values)
+    if not bool(found.isfinite().all()):
+        found = torch.linalg.vecdot(weights, values.masked_fill_(weights == 0, 0.0))
+    return found
+
+
+class ForwardKL(torch.autograd.Function):
+    """KL(p‖q), `[N]`; slope q − p."""
+
+    @staticmethod
+    def forward(ctx: Any, teacher: Tensor, student: Tensor) -> Tensor:
+        p, norm_p = _softmax(teacher)
+        q, norm_q = _softmax(student)
+        ctx.save_for_backward(p, q)
+        return _dot(p, teacher - student) - (norm_p - norm_q)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, weight: Tensor) -> tuple[None, Tensor]:
+        p, q = ctx.saved_tensors
+        return None, torch.sub(q, p).mul_(weight[:, None])
+
+
+class ReverseKL(torch.autograd.Function):
+    """KL(q‖p), `[N]`; slope q ⊙ (log(q/p) − KL)."""
+
+    @staticmethod
+    def forward(ctx: Any, teacher: Tensor, student: Tensor) -> Tensor:
+        norm_p = teacher.logsumexp(-1)
+        q, norm_q = _softmax(student)
+        gap = torch.sub(student, teacher).sub_((norm_q - norm_p)[:, None])
+        value = _dot(q, gap)
+        ctx.save_for_backward(q, gap, value)
+        return value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, weight: Tensor) -> tuple[None, Tensor]:
+        q, gap, value = ctx.saved_tensors
+        return None, _centred(q, gap, value, weight)
+
+
+def _centred(q: Tensor, gap: Tensor, value: Tensor, weight: Tensor) -> Tensor:
+    """weight · q ⊙ (gap − value), where a gap of a class without mass counts nothing."""
+    slope = torch.sub(gap, value[:, None]).mul_(q).mul_(weight[:, None])
+    return slope if bool(torch.isfinite(slope.sum())) else slope.masked_fill_(q == 0, 0.0)
+
+
+class GeneralisedJSD(torch.autograd.Function):
+    """β KL(p‖m) + (1 − β) KL(q‖m), m = β p + (1 − β) q, 0 < β < 1; slope (1 − β) q ⊙ (log(q/m) − KL(q‖m))."""
+
+    @staticmethod
+    def forward(ctx: Any, teacher: Tensor, student: Tensor, beta: float) -> Tensor:
+        p, norm_p = _softmax(teacher)
+        q, norm_q = _softmax(student)
+        log_m = (beta * p).add_(q, alpha=1 - beta).clamp_(min=torch.finfo(p.dtype).tiny).log_()
+        of_p = _dot(p, torch.sub(teacher, log_m).sub_(norm_p[:, None]))
+        gap = log_m.neg_().add_(student).sub_(norm_q[:, None])
+        of_q = _dot(q, gap)
+        ctx.beta = beta
+        ctx.save_for_backward(q, gap, of_q)
+        return beta * of_p + (1 - beta) * of_q
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, weight: Tensor) -> tuple[None, Tensor, None]:
+        q, gap, value = ctx.saved_tensors
+        return None, _centred(q, gap, value, (1 - ctx.beta) * weight), None
+
+
+class _Decoupled:
+    """One model's side of a split at the target: p̂ over the other classes, and the binary (p_g, 1 − p_g) in logs."""
+
+    def __init__(self, logits: Tensor, target: Tensor):
+        index = target[:, None]
+        self.logits = logits.scatter(-1, index, EXCLUDED)
+        self.probs, self.norm = _softmax(self.logits)
+        self.probs.scatter_(-1, index, 0.0)
+        own = logits.gather(-1, index)[:, 0]
+        whole = torch.logaddexp(own, self.norm)
+        self.log_target, self.log_others = own - whole, self.norm - whole
+
+
+def _binary_kl(a: _Decoupled, b: _Decoupled) -> Tensor:
+    def part(log_a: Tensor, log_b: Tensor) -> Tensor:
+        mass = log_a.exp()
+        return torch.where(mass > 0, mass * (log_a - log_b), 0.0)
+
+    return part(a.log_target, b.log_target) + part(a.log_others, b.log_others)
+
+
+class ForwardParts(torch.autograd.Function):
+    """KL(p_b‖q_b), KL(p̂‖q̂) and 1 − p_g, each `[N]`; slopes (q_g − p_g)(e_g − q̂) and q̂ − p̂."""
+
+    @staticmethod
+    def forward(ctx: Any, teacher: Tensor, student: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        p, q = _Decoupled(teacher, target), _Decoupled(student, target)
+        diversity = _dot(p.probs, torch.sub(p.logits, q.logits)) - (p.norm - q.norm)
+        coefficient = p.log_others.exp()
+        ctx.mark_non_differentiable(coefficient)
+        ctx.save_for_backward(p.probs, q.probs, q.log_target.exp() - p.log_target.exp(), target)
+        return _binary_kl(p, q), diversity, coefficient
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_target: Tensor, of_diversity: Tensor, _: Tensor) -> tuple[None, Tensor, None]:
+        p, q, gap, target = ctx.saved_tensors
+        along = of_target * gap
+        slope = torch.mul(q, (of_diversity - along)[:, None]).addcmul_(p, of_diversity[:, None], value=-1)
+        return None, slope.scatter_(-1, target[:, None], along[:, None]), None
+
+
+class ReverseParts(torch.autograd.Function):
+    """KL(q_b‖p_b), KL(q̂‖p̂) and 1 − q_g, each `[N]`.
+
+    Slopes q_g u_q (logit q_g − logit p_g)(e_g − q̂), q̂ ⊙ (log(q̂/p̂) − KL(q̂‖p̂)), and −q_g u_q (e_g − q̂).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, teacher: Tensor, student: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        p, q = _Decoupled(teacher, target), _Decoupled(student, target)
+        gap = torch.sub(q.logits, p.logits).sub_((q.norm - p.norm)[:, None])
+        diversity = _dot(q.probs, gap)
+        spread = (q.log_target + q.log_others).exp()
+        odds = (q.log_target - q.log_others) - (p.log_target - p.log_others)
+        along = torch.where(spread > 0, spread * odds, 0.0)
+        ctx.save_for_backward(q.probs, gap, diversity, spread, along, target)
+        return _binary_kl(q, p), diversity, q.log_others.exp()
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, of_target: Tensor, of_diversity: Tensor, of_coefficient: Tensor
+    ) -> tuple[None, Tensor, None]:
+        q, gap, diversity, spread, slope_along, target = ctx.saved_tensors
+        along = of_target * slope_along - of_coefficient * spread
+        slope = _centred(q, gap, diversity, of_diversity).addcmul_(q, along[:, None], value=-1)
+        return None, slope.scatter_(-1, target[:, None], along[:, None]), None
