@@ -119,8 +119,9 @@ def compare(suite, objectives, baseline, metric, markdown, results_dir, as_json)
     kdbench compare --suite quickstart --objectives kl,reverse_kl,atkd --baseline sft --metric swap
     """
     from kdbench.analysis import answer
+    from kdbench.suite.matrix import split_labels
 
-    found = answer.ask(results_dir, suite, objectives.split(",") if objectives else None, baseline, metric)
+    found = answer.ask(results_dir, suite, split_labels(objectives) if objectives else None, baseline, metric)
     if as_json:
         echo_json(found.to_json())
     elif markdown:

@@ -13,7 +13,7 @@ from kdbench.registry import user_folders
 from kdbench.run.jobs import Job, Planner
 from kdbench.run.store import Store
 from kdbench.run.workers import Listener, Outcome, Pool
-from kdbench.suite.matrix import Cell
+from kdbench.suite.matrix import Cell, split_labels
 from kdbench.suite.schema import Suite
 
 FINAL = ("ok", "diverged")
@@ -86,7 +86,7 @@ def parse_only(choices: Sequence[str], suite: Suite) -> dict[str, set[str]]:
             raise ConfigError(
                 f"--only {choice}: expected objective=…, student=…, teacher=… or seed=….{did_you_mean(key, known)}"
             )
-        for value in values.split(","):
+        for value in split_labels(values):
             if value not in known[key]:
                 raise ConfigError(
                     f"--only {choice}: the suite has no {key} {value!r}.{did_you_mean(value, known[key])}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +39,11 @@ def title(arm: str, student: str | None, teacher: str | None, seed: int | None) 
     """Return a cell's short name: `atkd · opt-64x2 ← opt-128x4 · seed 2`."""
     pair = " ← ".join(part for part in (student, teacher) if part)
     return f"{arm} · {pair}" + ("" if seed is None else f" · seed {seed}")
+
+
+def split_labels(text: str) -> list[str]:
+    """Split a list of arms at its commas; a label's own, in brackets, are left: `kl,atkd(lam=0.5,ties=exact)`."""
+    return [part.strip() for part in re.split(r",(?![^(]*\))", text)]
 
 
 def cells(suite: Suite) -> list[Cell]:

@@ -76,3 +76,9 @@ def test_a_prompt_must_leave_room_for_text(parsed):
 
     with pytest.raises(ConfigError, match=r"rollouts\.prompt_tokens"):
         validate(Suite, override(parsed, ("rollouts.prompt_tokens=32",)))
+
+
+def test_commas_inside_a_label_do_not_split_a_list_of_arms():
+    from kdbench.suite.matrix import split_labels
+
+    assert split_labels("kl, atkd(lam=0.5,hard_fraction=0.3),sft") == ["kl", "atkd(lam=0.5,hard_fraction=0.3)", "sft"]
