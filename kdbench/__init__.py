@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from kdbench.analysis.results import load_scores
     from kdbench.analysis.verdict import Comparison, compare
     from kdbench.api import LossParts, Objective
-    from kdbench.distill.loss import loss
+    from kdbench.distill.loss import linear_loss, loss
     from kdbench.registry import objective
 
 PROTOCOL = "1.0"  # results are comparable only within the same major.minor
@@ -19,13 +19,24 @@ PROTOCOL = "1.0"  # results are comparable only within the same major.minor
 _HOMES = {
     "objective": "kdbench.registry",
     "loss": "kdbench.distill.loss",
+    "linear_loss": "kdbench.distill.loss",
     "compare": "kdbench.analysis.verdict",
     "load_scores": "kdbench.analysis.results",
     "Objective": "kdbench.api",
     "LossParts": "kdbench.api",
     "Comparison": "kdbench.analysis.verdict",
 }
-__all__ = ["PROTOCOL", "Comparison", "LossParts", "Objective", "compare", "load_scores", "loss", "objective"]
+__all__ = [
+    "PROTOCOL",
+    "Comparison",
+    "LossParts",
+    "Objective",
+    "compare",
+    "linear_loss",
+    "load_scores",
+    "loss",
+    "objective",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -134,6 +134,12 @@ class Objective(BaseModel):
         """Whether `probe` has anything to say."""
         return type(self).probe is not Objective.probe
 
+    @property
+    def weighs(self) -> bool:
+        """Whether what is known of all tokens decides anything."""
+        own = type(self)
+        return own.weights is not Objective.weights or own.derive is not Objective.derive or self.probes
+
     def at(self, step: Step) -> Objective:
         """Return the objective as it stands at a step: itself, unless it has a schedule or a state."""
         return self

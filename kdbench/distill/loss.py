@@ -7,7 +7,7 @@ Legend: `N` valid tokens, `V` vocabulary, `H` hidden size.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,8 @@ from kdbench.api import WATCHED, Dist, LossParts, Objective, Tokens
 from kdbench.errors import ConfigError
 from kdbench.registry import objective
 
-CHUNK_BYTES = 24 * 2**20
+CHUNK_BYTES = 24 * 2**20  # stays near a core's cache where the vocabulary is small
+MIN_ROWS = 128  # fewer would read the heads from memory more often than it takes to multiply with them
 LIVE_TENSORS = 12  # fp32 [chunk, V] tensors alive at the worst moment of a divergence's forward and backward pass
 
 
@@ -150,7 +151,7 @@ def fused_loss(
     targets: Tensor,
     weights: StepWeights,
     start: int = 0,
-    chunk_bytes: int = CHUNK_BYTES,
+    memory: int | None = None,
 ) -> LossParts:
     """Compute an objective from hidden states, chunk by chunk, and fold each chunk's gradient at once.
 
@@ -162,10 +163,10 @@ def fused_loss(
         teacher: the teacher's states of the same tokens; None for objectives without a teacher.
         targets: `[N]`.
         weights: of the global batch, of which these tokens are `start : start + N`.
-        chunk_bytes: memory that one chunk of logits and its gradients may take.
+        memory: bytes that one chunk of logits and its gradients may take.
     """
     names: list[str] = []
-    total, *values = _Fused.apply(hidden, head, teacher, targets, chosen, weights, start, chunk_bytes, names)
+    total, *values = _Fused.apply(hidden, head, teacher, targets, chosen, weights, start, memory, names)
     found = {name: value.detach() for name, value in zip(names, values, strict=True)}
     return LossParts(
         total=total,
@@ -180,7 +181,7 @@ def fused_probe(
     chosen: Objective, hidden: Tensor, head: Tensor, teacher: TeacherStates | None, tokens: Tokens
 ) -> dict[str, Tensor]:
     """Return what an objective probes of `tokens`, name → `[N]`, chunk by chunk; arguments as for `fused_loss`."""
-    size = _chunk_size(CHUNK_BYTES, head)
+    size = _chunk_size(head)
     found: dict[str, list[Tensor]] = {}
     for begin in range(0, len(tokens), size):
         part = slice(begin, begin + size)
@@ -192,19 +193,106 @@ def fused_probe(
     return {name: torch.cat(parts) for name, parts in found.items()}
 
 
-def _chunk_size(chunk_bytes: int, head: Tensor) -> int:
-    return max(1, chunk_bytes // (LIVE_TENSORS * 4 * head.shape[0]))
+def _chunk_size(head: Tensor, memory: int | None = None) -> int:
+    """Return how many tokens a chunk holds: what fits the memory, or a core's cache, but a full matrix product."""
+    row = LIVE_TENSORS * 4 * head.shape[0]
+    return max(MIN_ROWS, CHUNK_BYTES // row) if memory is None else max(1, memory // row)
+
+
+def linear_loss(
+    spec: str | Mapping[str, Any] | Objective,
+    student_hidden: Tensor,
+    student_head: Tensor,
+    teacher_hidden: Tensor | None,
+    teacher_head: Tensor | None,
+    targets: Tensor,
+    mask: Tensor | None = None,
+    memory: int | None = None,
+    sampled: Tensor | None = None,
+) -> LossParts:
+    """Compute an objective from hidden states and output heads; no `[tokens, V]` tensor is ever built.
+
+    The value and the gradients of `kdbench.loss` on `hidden @ head.T`, for a training loop of one's own:
+    `.total.backward()` reaches `student_hidden` and `student_head`, each if it asks for gradients.
+
+    Args:
+        spec: an objective, its name (`"kl+atkd"`), or its mapping.
+        student_hidden: `[B, T, H]` or `[N, H]`, what enters the output head, aligned with `targets` (no shift is made).
+        student_head: `[V, H]`, the head's weight, tied or not.
+        teacher_hidden, teacher_head: `[B, T, H']` or `[N, H']`, and `[V, H']`; None for objectives without a teacher.
+        targets: `[B, T]` or `[N]`, the token that follows at each position.
+        mask: like `targets`; True where a token counts. Default: all count.
+        memory: bytes that one chunk of logits and its gradients may take; by default small against any model.
+        sampled: like `targets`; True where the student wrote the token. Default: nowhere.
+
+    Raises:
+        ConfigError: unknown objective, or shapes that do not fit.
+    """
+    chosen = objective(spec)
+    _check_linear(chosen, student_hidden, student_head, teacher_hidden, teacher_head, targets, mask)
+    valid = torch.ones_like(targets, dtype=torch.bool) if mask is None else mask.bool()
+    hidden, target = student_hidden[valid], targets[valid]
+    taught = None
+    if teacher_hidden is not None and teacher_head is not None and chosen.reads_teacher:
+        taught = TeacherStates(teacher_hidden.detach()[valid], teacher_head.detach())
+    tokens = _linear_tokens(chosen, valid, target, taught, memory)
+    tokens = replace(tokens, sampled=None if sampled is None else sampled[valid].bool())
+    if chosen.probes and len(tokens):
+        tokens = tokens.knowing(fused_probe(chosen, hidden.detach(), student_head.detach(), taught, tokens))
+    weights = step_weights(chosen, tokens)
+    return fused_loss(chosen, hidden, student_head, taught, target, weights, memory=memory)
+
+
+def _linear_tokens(
+    chosen: Objective, valid: Tensor, target: Tensor, taught: TeacherStates | None, memory: int | None
+) -> Tokens:
+    """Return what is known of the tokens; the teacher is asked beforehand only by objectives that weigh tokens."""
+    row = torch.arange(valid.shape[0], device=valid.device)
+    sequence = row[:, None].expand(valid.shape)[valid] if valid.dim() == 2 else torch.zeros_like(target)
+    if taught is None or not chosen.weighs:
+        return Tokens(sequence=sequence, target=target)
+    log_probs, entropies = [target.new_zeros(0, dtype=torch.float32)], [target.new_zeros(0, dtype=torch.float32)]
+    size = _chunk_size(taught.head, memory)
+    for begin in range(0, len(target), size):
+        part = slice(begin, begin + size)
+        dist = Dist(_logits(taught.hidden[part], taught.head), target[part])
+        log_probs.append(dist.log_prob_target)
+        entropies.append(dist.entropy)
+    return Tokens(sequence, torch.cat(log_probs), torch.cat(entropies), target=target)
+
+
+def _check_linear(chosen, student_hidden, student_head, teacher_hidden, teacher_head, targets, mask) -> None:
+    sides = [("student", student_hidden, student_head), ("teacher", teacher_hidden, teacher_head)]
+    if chosen.reads_teacher and (teacher_hidden is None or teacher_head is None):
+        raise ConfigError(f"objective {chosen.label!r} needs teacher_hidden and teacher_head, found None")
+    for name, hidden, head in sides:
+        if hidden is None or head is None:
+            continue
+        if hidden.shape[:-1] != targets.shape or hidden.dim() not in (2, 3):
+            raise ConfigError(
+                f"expected {name}_hidden [B, T, H] or [N, H] and targets of the leading shape, found "
+                f"{tuple(hidden.shape)} and {tuple(targets.shape)}"
+            )
+        if head.dim() != 2 or head.shape[1] != hidden.shape[-1]:
+            raise ConfigError(f"expected {name}_head [V, {hidden.shape[-1]}], found {tuple(head.shape)}")
+    if teacher_head is not None and teacher_head.shape[0] != student_head.shape[0]:
+        raise ConfigError(
+            f"expected heads over one vocabulary, found {student_head.shape[0]:,} and {teacher_head.shape[0]:,} "
+            "entries; if one is padded, cut both to the tokenizer's size"
+        )
+    if mask is not None and mask.shape != targets.shape:
+        raise ConfigError(f"expected mask of shape {tuple(targets.shape)}, found {tuple(mask.shape)}")
 
 
 class _Fused(torch.autograd.Function):
     """The forward pass makes the gradients too, so that no chunk has to be kept or made twice."""
 
     @staticmethod
-    def forward(ctx, hidden, head, teacher, targets, chosen, weights, start, chunk_bytes, names):
+    def forward(ctx, hidden, head, teacher, targets, chosen, weights, start, memory, names):
         need_hidden, need_head = ctx.needs_input_grad[:2]
         grad_hidden = torch.zeros_like(hidden) if need_hidden else None
         grad_head = torch.zeros_like(head, dtype=_accumulator(head)) if need_head else None
-        size = _chunk_size(chunk_bytes, head)
+        size = _chunk_size(head, memory)
         sums: dict[str, Tensor] = {}
         for begin in range(0, targets.numel(), size):
             part = slice(begin, min(begin + size, targets.numel()))

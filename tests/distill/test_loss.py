@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdbench.api import Dist, Tokens
-from kdbench.distill.loss import LIVE_TENSORS, TeacherStates, fused_loss, fused_probe, loss, step_weights
+from kdbench.distill.loss import LIVE_TENSORS, TeacherStates, fused_loss, fused_probe, linear_loss, loss, step_weights
 from kdbench.errors import ConfigError
 from kdbench.registry import objective, objectives
 
@@ -55,7 +55,7 @@ def test_fused_equals_dense_in_value_and_gradient(spec, seed, n, chunk):
     hidden, head, taught, target = case(seed, n)
     states = taught if chosen.reads_teacher else None
     weights = weights_of(chosen, taught, target, hidden, head)
-    fused = fused_loss(chosen, hidden, head, states, target, weights, chunk_bytes=chunk * LIVE_TENSORS * 4 * 13)
+    fused = fused_loss(chosen, hidden, head, states, target, weights, memory=chunk * LIVE_TENSORS * 4 * 13)
     teacher_logits = taught.hidden @ taught.head.t() if chosen.reads_teacher else None
     dense = loss(chosen, hidden @ head.t(), teacher_logits, target, sampled=sampled(n))
     assert torch.allclose(fused.total, dense.total, rtol=1e-12, atol=1e-14)
@@ -133,3 +133,68 @@ def test_a_plugin_whose_weights_name_no_term_is_told_so():
     hidden, head, taught, target = case(5, 6)
     with pytest.raises(ConfigError, match="lk"):
         loss(Wrong(), hidden @ head.t(), taught.hidden @ taught.head.t(), target)
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+def test_the_linear_loss_is_the_loss_on_the_logits(spec):
+    """Value, terms and gradients of `kdbench.loss`, with sequences, a mask and several chunks."""
+    chosen = objective(spec)
+    hidden, head, taught, target = case(6, 24)
+    hidden, target = hidden.detach().reshape(4, 6, -1).requires_grad_(), target.reshape(4, 6)
+    teacher = taught.hidden.reshape(4, 6, -1)
+    mask, mine = torch.ones(4, 6, dtype=torch.bool), torch.zeros(4, 6, dtype=torch.bool)
+    mask[0, 4:] = mask[2, :3] = False
+    mine[::2] = True
+    linear = linear_loss(
+        spec, hidden, head, teacher, taught.head, target, mask, memory=5 * LIVE_TENSORS * 4 * 13, sampled=mine
+    )
+    dense = loss(spec, hidden @ head.t(), teacher @ taught.head.t(), target, mask, mine)
+    assert torch.allclose(linear.total, dense.total, rtol=1e-12, atol=1e-14) and linear.tokens == dense.tokens == 19
+    for one, two in zip(gradients(linear.total, hidden, head), gradients(dense.total, hidden, head), strict=True):
+        assert torch.allclose(one, two, rtol=1e-9, atol=1e-12)
+    assert chosen.label and linear.terms.keys() == dense.terms.keys()
+
+
+def test_a_tied_head_gets_both_gradients():
+    embedding = torch.randn(13, 5, dtype=torch.float64, requires_grad=True)
+    _, _, taught, target = case(7, 9)
+    hidden = torch.tanh(embedding[target])
+    linear_loss("kl", hidden, embedding, taught.hidden, taught.head, target).total.backward()
+    tied, embedding.grad = embedding.grad.clone(), None
+    hidden = torch.tanh(embedding[target])
+    loss("kl", hidden @ embedding.t(), taught.hidden @ taught.head.t(), target).total.backward()
+    assert torch.allclose(tied, embedding.grad)
+
+
+def test_a_low_rank_adapter_on_a_frozen_head_learns():
+    base = torch.randn(13, 5, dtype=torch.float64)
+    a, b = (torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((13, 2), (2, 5)))
+    hidden, _, taught, target = case(8, 9)
+    linear_loss("reverse_kl", hidden, base + a @ b, taught.hidden, taught.head, target).total.backward()
+    assert a.grad.abs().max() > 0 and b.grad.abs().max() > 0 and hidden.grad.abs().max() > 0
+
+
+def test_half_precision_states_give_gradients_of_their_own_type():
+    hidden, head, taught, target = case(9, 40)
+    hidden, head = (part.detach().bfloat16().requires_grad_() for part in (hidden, head))
+    parts = linear_loss("kl", hidden, head, taught.hidden.bfloat16(), taught.head.bfloat16(), target)
+    parts.total.backward()
+    assert hidden.grad.dtype == head.grad.dtype == torch.bfloat16 and torch.isfinite(head.grad).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"teacher_hidden": None}, "needs teacher_hidden"),
+        ({"student_head": torch.zeros(13, 4)}, r"expected student_head \[V, 5\]"),
+        ({"teacher_head": torch.zeros(12, 7)}, "one vocabulary"),
+        ({"targets": torch.zeros(8, dtype=torch.long)}, "leading shape"),
+        ({"mask": torch.zeros(8)}, "mask of shape"),
+    ],
+)
+def test_shapes_of_the_linear_loss_that_do_not_fit_are_named(change, message):
+    hidden, head, taught, target = case(10, 9)
+    given = {"student_hidden": hidden, "student_head": head, "teacher_hidden": taught.hidden}
+    given |= {"teacher_head": taught.head, "targets": target} | change
+    with pytest.raises(ConfigError, match=message):
+        linear_loss("kl", **given)

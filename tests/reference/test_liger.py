@@ -39,7 +39,7 @@ def ours(spec, made, labels):
     memory = 12 * 4 * V * 5  # a few tokens a chunk
 
     def loss(hidden, head):
-        return fused_loss(chosen, hidden[valid], head, teacher, target, weights, chunk_bytes=memory).total
+        return fused_loss(chosen, hidden[valid], head, teacher, target, weights, memory=memory).total
 
     return value_and_gradients(loss, made)
 

@@ -119,7 +119,5 @@ def test_the_chunked_kernel_s_value_and_gradients_are_those_of_our_fused_loss(be
     weights = step_weights(chosen, Tokens(sequence=torch.zeros(n, dtype=torch.long)))
     again = [one.clone().requires_grad_() for one in (hidden, head)]
     states = TeacherStates(teacher_hidden, teacher_head)
-    total = fused_loss(
-        chosen, *again, states, torch.zeros(n, dtype=torch.long), weights, chunk_bytes=12 * 4 * v * 5
-    ).total
+    total = fused_loss(chosen, *again, states, torch.zeros(n, dtype=torch.long), weights, memory=12 * 4 * v * 5).total
     assert_equal(theirs, (total.detach(), *torch.autograd.grad(total, again)), 1e-5)  # float32 on both sides
