@@ -118,7 +118,7 @@ class Pool:
         self.waiting: list[Job] = []
         self.not_before: dict[str, float] = {}
         self.attempts: dict[str, int] = {}
-        self.stop_code = 0
+        self.stop_code, self.stopping = 0, False
         self.count = count
 
     def run(self, jobs: Iterable[Job], done: dict[str, dict[str, Any]]) -> Outcome:
@@ -134,6 +134,7 @@ class Pool:
                 for number in range(min(self.count, len(self.waiting))):
                     self._start(number)
                 while self._unfinished():
+                    self._pass_on()
                     self._assign()
                     self._collect()
                 if self.stop_code:
@@ -245,7 +246,13 @@ class Pool:
             for worker in self.workers:
                 worker.process.kill()
             raise Interrupted("interrupted at once; the next run goes on from the last checkpoints", self.stop_code)
-        self.stop_code = 128 + number
+        self.stop_code = 128 + number  # the loop passes it on: a pipe that is being written to may not be entered again
+
+    def _pass_on(self) -> None:
+        """Ask the workers to stop, once."""
+        if not self.stop_code or self.stopping:
+            return
+        self.stopping = True
         for worker in self.workers:
             worker.send({"stop": self.stop_code})
         timer = threading.Timer(GRACE_S, lambda: [worker.process.kill() for worker in self.workers])
