@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from kdbench.analysis.results import load_scores
     from kdbench.analysis.verdict import Comparison, compare
     from kdbench.api import LossParts, Objective
-    from kdbench.distill.loss import linear_loss, loss
+    from kdbench.distill.linear import linear_loss
+    from kdbench.distill.loss import loss
     from kdbench.registry import objective
 
 PROTOCOL = "1.0"  # results are comparable only within the same major.minor
@@ -19,7 +20,7 @@ PROTOCOL = "1.0"  # results are comparable only within the same major.minor
 _HOMES = {
     "objective": "kdbench.registry",
     "loss": "kdbench.distill.loss",
-    "linear_loss": "kdbench.distill.loss",
+    "linear_loss": "kdbench.distill.linear",
     "compare": "kdbench.analysis.verdict",
     "load_scores": "kdbench.analysis.results",
     "Objective": "kdbench.api",

@@ -31,7 +31,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from kdbench.divergences import SUPPORTS, Dist, narrowed_kl
+from kdbench.divergences import SUPPORTS, Dist, draw, narrowed_kl
 from kdbench.tokens import LossParts, Measured, Split, Step, Tokens
 from kdbench.trajectories import CORPUS, Sampling, Trajectories
 
@@ -92,6 +92,11 @@ class Objective(BaseModel):
     def reads_teacher(self) -> bool:
         """Whether the loss reads the teacher's distributions."""
         return self.needs_teacher and self.needs_signal
+
+    @property
+    def reads_support(self) -> tuple[str, int]:
+        """Which of the teacher's classes the loss reads, one of `SUPPORTS`, and how many; `full`: all of them."""
+        return "full", 0
 
     @property
     def trajectories(self) -> Trajectories:
@@ -233,11 +238,24 @@ class ForwardForm(Divergence):
     def can_split(self) -> bool:
         return super().can_split and self.support == "full"
 
+    @property
+    def reads_support(self) -> tuple[str, int]:
+        return self.support, 0 if self.support == "full" else self.support_size
+
     def forward_kl(self, log_p: Tensor, log_r: Tensor, tokens: Tokens) -> tuple[Tensor, dict[str, Tensor]]:
         """Return KL(p‖r) on the support, `[N]`, and what is to be logged of it."""
-        draws = tokens.uniform(self.support_size) if self.support == "sampled" else None
-        value, mass = narrowed_kl(log_p, log_r, self.support, self.support_size, draws)
+        drawn = self._draws(log_p, tokens) if self.support == "sampled" else None
+        value, mass = narrowed_kl(log_p, log_r, self.support, self.support_size, drawn)
         return value, {} if mass is None else {WATCHED + "retained_mass": mass}
+
+    def _draws(self, log_p: Tensor, tokens: Tokens) -> Tensor:
+        """Return `support_size` classes drawn from p, `[N, support_size]`: anew, or of those that a cache holds."""
+        stored = tokens.drawn
+        if stored is None:
+            return draw(log_p, tokens.uniform(self.support_size))
+        if self.support_size >= stored.shape[1]:
+            return stored
+        return stored.gather(-1, tokens.uniform(stored.shape[1]).argsort(-1)[:, : self.support_size])
 
 
 class Wrapper(Objective):

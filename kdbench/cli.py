@@ -13,7 +13,9 @@ from typing import Any
 
 import click
 
+from kdbench.cli_cache import cache
 from kdbench.cli_objectives import check, objectives
+from kdbench.cli_profile import profile
 from kdbench.errors import ConfigError, PartialError
 from kdbench.options import (
     echo_json,
@@ -37,6 +39,8 @@ def main() -> None:
 
 main.add_command(objectives)
 main.add_command(check)
+main.add_command(profile)
+main.add_command(cache)
 
 
 def _load_suite(path: Path, overrides: tuple[str, ...]) -> Any:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kdbench.api import Trajectories
-from kdbench.registry import objective
-from kdbench.run import orchestrate
+from kdbench.run import orchestrate, predict, quota
+from kdbench.run.jobs import Job
 from kdbench.run.store import Store
 from kdbench.suite import cost
-from kdbench.suite.matrix import CEILING
 from kdbench.suite.schema import Suite
 
 
@@ -24,10 +23,12 @@ def plan(suite: Suite, base: Path, results_dir: Path, only: Sequence[str]) -> di
     planned = orchestrate.plan(suite, base, Store(results_dir))
     parameters = planned.planner.count_parameters()
     jobs = planned.to_run(chosen)
-    costs = {job.id: _cost(planned, job, parameters) for job in jobs}
+    costs = {job.id: predict.price(planned, job, parameters) for job in jobs}
+    quota.check(suite.teacher.max_gb, _caches(planned, jobs, parameters), Store(results_dir))
     total = sum(costs.values(), cost.Cost())
     runtime = planned.planner.runtime
-    rate = cost.device_flops(runtime.device, runtime.threads) * default_workers(runtime.device, runtime.threads)
+    count = default_workers(runtime.device, runtime.threads)
+    foreseen = predict.predict(planned, jobs, count, parameters)
     wanted = {job.id for job in jobs}
     return {
         "suite": suite.name,
@@ -42,7 +43,10 @@ def plan(suite: Suite, base: Path, results_dir: Path, only: Sequence[str]) -> di
         "tokens": total.tokens,
         "flop": total.flop,
         "cache_bytes": total.cache_bytes,
-        "expected_seconds": round(total.flop / rate + (15 if jobs else 0), 1),
+        "expected_seconds": round(foreseen.seconds, 1),
+        "expected_peak_mib": foreseen.mib,
+        "workers": count,
+        "last_run": predict.costs(Store(results_dir), suite.name),
     }
 
 
@@ -59,38 +63,19 @@ def _cell_row(entry: orchestrate.PlannedCell, wanted: set[str], costs: dict[str,
     return names | {"key": entry.job.key, "state": state, "why": why, "tokens": price.tokens, "flop": price.flop}
 
 
-def _cost(planned: orchestrate.Plan, job: Any, parameters: dict[str, int]) -> cost.Cost:
-    suite, planner = planned.suite, planned.planner
-    tokens = planner.distillation_tokens()
-    if job.kind == "models":
-        return cost.Cost(int(job.context.get("tokens", 0)), job.cost)
-    if job.kind == "teacher_cache":
-        teacher = job.context["teacher"]
-        return cost.caching(parameters[teacher], tokens, planner.hidden_size(teacher), job.inputs["dtype"])
-    if job.kind != "cells" or job.cell is None:
-        return cost.Cost()
-    cell = job.cell
-    subject = cell.teacher if cell.arm == CEILING else cell.student
-    price = cost.examining(parameters[str(subject)], suite.examine.items * len(suite.examine.tasks))
-    if cell.spec is None:
-        return price
-    read = job.inputs["train"]["steps"] * job.inputs["train"]["batch_rows"] * suite.data.length
-    teacher, hidden = (parameters[cell.teacher], planner.hidden_size(cell.teacher)) if cell.teacher else (0, 0)
-    student, live = parameters[str(cell.student)], job.inputs.get("signal") == "live"
-    return (
-        price
-        + cost.distilling(student, teacher, hidden, planner.vocabulary, read, live)
-        + _writing(objective(cell.spec).trajectories, student, teacher, read)
-    )
-
-
-def _writing(wanted: Trajectories, student: int, teacher: int, tokens: int) -> cost.Cost:
-    """Return what an objective's own text costs, at most: as if every completion were as long as it may be."""
-    if wanted.rollout is None:
-        return cost.Cost()
-    share = 0.5 if wanted.paired else wanted.chance * wanted.fresh
-    judged = wanted.rollout.by in ("mixed", "interleaved")
-    return cost.writing(student, teacher if judged else 0, int(tokens * share / wanted.reuse))
+def _caches(
+    planned: orchestrate.Plan, jobs: list[Job], parameters: dict[str, int] | None = None
+) -> list[quota.Planned]:
+    """Return the teacher caches of a plan with their bytes, those to be made among them."""
+    chosen = {job.id for job in jobs}
+    caches = [job for job in planned.jobs if job.kind == "teacher_cache"]
+    if not any(job.id in chosen for job in caches):
+        return []
+    counted = parameters or planned.planner.count_parameters()
+    return [
+        quota.Planned(job.title, job.key, predict.price(planned, job, counted).cache_bytes, job.id in chosen)
+        for job in caches
+    ]
 
 
 def default_workers(device: str, threads: int) -> int:
@@ -126,8 +111,9 @@ def print_plan(planned: dict[str, Any]) -> None:
     left = sum(1 for row in planned["cells"] if row["why"] and "not chosen" not in row["why"])
     console.print(
         f"{len(planned['cells'])} cells, {left} to run · {planned['tokens']:,} tokens · {planned['flop']:.2e} FLOP · "
-        f"teacher cache {planned['cache_bytes'] / 1e6:,.1f} MB · about {planned['expected_seconds']:,.0f} s on "
-        f"{planned['device']} ({planned['precision']})",
+        f"teacher cache {planned['cache_bytes'] / 1e6:,.1f} MB · about {predict.duration(planned['expected_seconds'])} "
+        f"and {planned['expected_peak_mib']:,} MiB on {planned['device']} ({planned['precision']}), "
+        f"{planned['workers']} workers",
         highlight=False,
     )
 
@@ -144,6 +130,7 @@ class RunResult:
     comparison: Any = None
     report: dict[str, Path] = field(default_factory=dict)
     why_no_verdict: str = ""
+    costs: dict[str, Any] | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Return plain data."""
@@ -155,6 +142,7 @@ class RunResult:
             "diverged": self.diverged,
             "comparison": self.comparison.to_json() if self.comparison else None,
             "report": {name: str(path) for name, path in self.report.items()},
+            "costs": self.costs and {name: value for name, value in self.costs.items() if name != "jobs"},
         }
 
     def show(self) -> None:
@@ -179,6 +167,8 @@ class RunResult:
         for name, path in places.items():
             if path:
                 print(f"{name:<14}{path}")
+        if self.costs:
+            print(f"{'cost':<14}{predict.in_words(self.costs)}")
 
 
 def run(
@@ -194,11 +184,15 @@ def run(
     chosen = orchestrate.parse_only(only, suite)
     store = Store(results_dir)
     planned = orchestrate.plan(suite, base, store)
+    jobs = planned.to_run(chosen)
+    quota.check(suite.teacher.max_gb, _caches(planned, jobs), store)
     store.prepare()
     orchestrate.write_plan(planned, store, overrides)
-    jobs = planned.to_run(chosen)
     count = workers or default_workers(planned.planner.runtime.device, suite.threads)
-    outcome, exporter = _execute(planned, store, jobs, count, mlflow)
+    foresight = _Foresight(planned, jobs, count)
+    began = time.monotonic()
+    outcome, exporter = _execute(planned, store, jobs, count, mlflow, foresight)
+    costs = foresight.record(store, time.monotonic() - began, outcome.done)
     titles = {job.id: job.title for job in planned.jobs}
     result = RunResult(
         suite.name,
@@ -206,6 +200,7 @@ def run(
         ran=len(jobs),
         failed={titles[key]: reason for key, reason in outcome.failed.items()},
         diverged=[titles[key] for key, done in outcome.done.items() if done["status"] == "diverged"],
+        costs=costs,
     )
     _conclude(result)
     if exporter:
@@ -213,7 +208,32 @@ def run(
     return result
 
 
-def _execute(planned: orchestrate.Plan, store: Store, jobs: list[Any], workers: int, mlflow: bool) -> tuple[Any, Any]:
+class _Foresight(threading.Thread):
+    """Predicts what a run will cost while its workers start."""
+
+    def __init__(self, planned: orchestrate.Plan, jobs: list[Job], workers: int):
+        super().__init__(daemon=True)
+        self.planned, self.jobs, self.workers = planned, jobs, workers
+        self.found: predict.Prediction | None = None
+
+    def run(self) -> None:
+        """Calibrate and predict."""
+        self.found = predict.predict(self.planned, self.jobs, self.workers, self.planned.planner.count_parameters())
+
+    def left_s(self, ended: Set[str], elapsed_s: float) -> float | None:
+        """Return the seconds left, if a prediction is there yet."""
+        return self.found.left_s(ended, elapsed_s) if self.found else None
+
+    def record(self, store: Store, took_s: float, done: dict[str, Any]) -> dict[str, Any] | None:
+        """Write down prediction and fact, where anything ran."""
+        if not self.jobs or self.found is None:
+            return None
+        return predict.record(self.planned, store, self.found, took_s, done)
+
+
+def _execute(
+    planned: orchestrate.Plan, store: Store, jobs: list[Job], workers: int, mlflow: bool, foresight: _Foresight
+) -> tuple[Any, Any]:
     from rich.console import Console
 
     from kdbench.errors import Interrupted
@@ -237,9 +257,10 @@ def _execute(planned: orchestrate.Plan, store: Store, jobs: list[Any], workers: 
         Exporter(store, content, lambda text: console.print(text, markup=False, soft_wrap=True)) if mlflow else None
     )
     step_tokens = planned.suite.train.batch_tokens
+    foresight.start()
     threading.Thread(target=_preload, daemon=True).start()
     try:
-        with Display(console, len(jobs), step_tokens) as display:
+        with Display(console, len(jobs), step_tokens, foresight.left_s) as display:
             listeners = [display, exporter] if exporter else [display]
             return orchestrate.run(planned, store, jobs, workers, listeners), exporter
     except Interrupted:

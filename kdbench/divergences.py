@@ -149,7 +149,7 @@ def alpha_beta_parts(p: Dist, q: Dist, alpha: float, beta: float) -> tuple[Tenso
 
 
 def narrowed_kl(
-    log_p: Tensor, log_r: Tensor, support: str, size: int, draws: Tensor | None = None
+    log_p: Tensor, log_r: Tensor, support: str, size: int, drawn: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
     """KL(p‖r) where only some classes of p are kept, and the mass of p on them (None where all are).
 
@@ -159,7 +159,7 @@ def narrowed_kl(
             `topk_both`: r renormalised over them too (mass outside is free); `topk+tail`: all other classes lumped into
             one, on both sides (a lower bound); `sampled`: the mean of log p − log r over classes drawn from p, which
             is KL(p‖r) on average, and 0 at equality.
-        draws: `[N, size]` uniform numbers in [0, 1), for `sampled`.
+        drawn: `[N, size]` int64, classes drawn from p, for `sampled`.
 
     Returns:
         `[N]` and `[N]`.
@@ -169,25 +169,29 @@ def narrowed_kl(
         return kl(log_p, log_r), None
     log_p = log_p.detach()
     if support == "sampled":
-        assert draws is not None
-        cumulative = log_p.double().exp().cumsum(-1)
-        index = torch.searchsorted(cumulative, draws.double() * cumulative[:, -1:], right=True)
-        index = index.clamp_(max=log_p.shape[-1] - 1)
-        kept = torch.zeros_like(log_p, dtype=torch.bool).scatter_(-1, index, True)
+        assert drawn is not None
+        kept = torch.zeros_like(log_p, dtype=torch.bool).scatter_(-1, drawn, True)
         mass = log_p.exp().masked_fill(~kept, 0.0).sum(-1)
-        return (log_p.gather(-1, index) - log_r.gather(-1, index)).mean(-1), mass
+        return (log_p.gather(-1, drawn) - log_r.gather(-1, drawn)).mean(-1), mass
     top, index = log_p.topk(size, -1)
     log_mass = top.logsumexp(-1, keepdim=True)
     chosen = log_r.gather(-1, index)
     if support == "topk+tail":
-        top = torch.cat([top, _tail(log_p, index)], -1)
-        return kl(top, torch.cat([chosen, _tail(log_r, index)], -1)), log_mass[:, 0].exp()
+        top = torch.cat([top, log_tail(log_p, index)], -1)
+        return kl(top, torch.cat([chosen, log_tail(log_r, index)], -1)), log_mass[:, 0].exp()
     if support == "topk_both":
         chosen = chosen.log_softmax(-1)
     return kl(top - log_mass, chosen), log_mass[:, 0].exp()
 
 
-def _tail(log_dist: Tensor, index: Tensor) -> Tensor:
+def draw(log_p: Tensor, uniform: Tensor) -> Tensor:
+    """Draw classes from log-distributions `[N, V]` by uniform numbers `[N, K]` in [0, 1); returns `[N, K]` int64."""
+    cumulative = log_p.detach().double().exp().cumsum(-1)
+    index = torch.searchsorted(cumulative, uniform.double() * cumulative[:, -1:], right=True)
+    return index.clamp_(max=log_p.shape[-1] - 1)
+
+
+def log_tail(log_dist: Tensor, index: Tensor) -> Tensor:
     """log of the mass outside `index`, `[N, 1]`; summed, since 1 − mass would lose all digits."""
     if index.shape[-1] == log_dist.shape[-1]:
         return torch.full_like(log_dist[:, :1], NEG_INF)

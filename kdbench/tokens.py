@@ -52,6 +52,8 @@ class Tokens:
         sampled: `[N]` bool, whether the token was generated while training; None means that none was.
         target: `[N]` int64, the token that really follows.
         number: `[N]` int64, a number that no other token of the training has: the seed of its noise.
+        drawn: `[N, K]` int64, classes that were drawn from the teacher when its cache was written, equal ones side by
+            side; None where the teacher's whole distribution is at hand.
         known: what the objective's `probe` and `derive` found, each `[N]`.
     """
 
@@ -61,6 +63,7 @@ class Tokens:
     sampled: Tensor | None = None
     target: Tensor | None = None
     number: Tensor | None = None
+    drawn: Tensor | None = None
     known: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -97,7 +100,7 @@ class Tokens:
         return torch.arange(len(self), device=self.sequence.device) if self.number is None else self.number
 
 
-COLUMNS = ("sequence", "log_prob_target", "teacher_entropy", "sampled", "target", "number")
+COLUMNS = ("sequence", "log_prob_target", "teacher_entropy", "sampled", "target", "number", "drawn")
 
 
 @dataclass(frozen=True)

@@ -21,15 +21,16 @@ class AdaKD(Wrapper):
     name = "adakd"
     default_base = "reverse_kl"
     source = Source(
-        title="AdaKD: token-adaptive knowledge distillation",
+        title="LLM-Oriented Token-Adaptive Knowledge Distillation",
         year=2025,
         url="https://arxiv.org/abs/2510.11615",
         equation="LATF and IDTS; code SassyRong/AdaKD@66363ca, loss/losses.py and distillation.py",
-        bibtex="@article{adakd2025, title={LLM-Oriented Token-Adaptive Knowledge Distillation}, "
-        "journal={arXiv:2510.11615}, year={2025}}",
+        bibtex="@article{xie2025llm, title={LLM-Oriented Token-Adaptive Knowledge Distillation}, "
+        "author={Xie, Xurong and Xue, Zhucun and Wu, Jiafu and Li, Jian and Wang, Yabiao and Hu, Xiaobin and Liu, Yong "
+        "and Zhang, Jiangning}, journal={arXiv:2510.11615}, year={2025}}",
         differs="The paper measures difficulty by the Hellinger distance (the default here), the released code by "
-        "reverse KL; the code ranks within a micro-batch, this over the global batch, and ends each term's warm-up "
-        "with its own step count.",
+        "reverse KL; the code ranks within a micro-batch, this over the global batch, and it lets the "
+        "average settle during the warm-up before r may move.",
     )
 
     difficulty: Literal["hellinger", "reverse_kl"] = Field("hellinger", description="s, by which tokens are ranked")

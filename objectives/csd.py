@@ -22,7 +22,8 @@ class CSD(Divergence):
         url="https://arxiv.org/abs/2509.25837",
         equation="code aailab-kaist/CSD@c77a3a7",
         bibtex="@article{kim2025csd, title={Distillation of Large Language Models via Concrete Score Matching}, "
-        "author={Kim, Yeongmin and others}, journal={arXiv:2509.25837}, year={2025}}",
+        "author={Kim, Yeongmin and Shin, Donghyeok and Kang, Mina and Na, Byeonghu and Moon, Il-Chul}, "
+        "journal={arXiv:2509.25837}, year={2025}}",
         differs="The released code returns a surrogate whose printed value means nothing; the gradient is the same.",
     )
     exempt = {

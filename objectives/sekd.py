@@ -15,14 +15,14 @@ class SEKD(Wrapper):
 
     name = "sekd"
     source = Source(
-        title="SE-KD: student-entropy position selection",
+        title="Rethinking Selective Knowledge Distillation",
         year=2026,
         url="https://arxiv.org/abs/2602.01395",
-        equation="code almogtavor/SE-KD3x",
-        bibtex="@article{tavor2026sekd, title={SE-KD: Student-Entropy Selective Knowledge Distillation}, "
-        "journal={arXiv:2602.01395}, year={2026}}",
-        differs="TIP keeps half of the tokens by the same measure (keep=0.5) and adds confident tokens where both "
-        "disagree, which is not built here.",
+        equation="SE-KD, position selection by student entropy; code almogtavor/SE-KD3x",
+        bibtex="@article{tavor2026rethinking, title={Rethinking Selective Knowledge Distillation}, author={Tavor, "
+        "Almog and Ebenspanger, Itay and Cnaan, Neil and Geva, Mor}, journal={arXiv:2602.01395}, year={2026}}",
+        differs="SE-KD3X also selects samples and draws classes (support: sampled). TIP keeps half of the tokens by "
+        "the same measure (keep=0.5) and adds confident tokens where both disagree, which is not built here.",
     )
 
     keep: float = Field(0.2, gt=0, le=1, description="share of each sequence's tokens that are learnt from")

@@ -120,10 +120,13 @@ class Blocks:
     Attributes:
         ids: `[rows, length]` int32. Position t predicts t + 1.
         mask: `[rows, length]` bool; a token counts as a target where True (not padding, not a block's first token).
+        positions: `[rows, length]` int32, a token's place in its document where a row holds several, which do not see
+            each other; it starts again at 0. None: a row is one piece of text.
     """
 
     ids: Tensor
     mask: Tensor
+    positions: Tensor | None = None
 
     def __len__(self) -> int:
         return self.ids.shape[0]
@@ -134,17 +137,20 @@ class Blocks:
 
     def select(self, rows: Tensor) -> Blocks:
         """Return the blocks of the given rows, in that order."""
-        return Blocks(self.ids[rows], self.mask[rows])
+        return Blocks(self.ids[rows], self.mask[rows], None if self.positions is None else self.positions[rows])
 
 
-def tokenise(documents: Sequence[Document], tokenizer: Any, length: int) -> Blocks:
-    """Turn documents into blocks of `length` tokens; a block never crosses documents.
+def tokenise(documents: Sequence[Document], tokenizer: Any, length: int, pack: bool = False) -> Blocks:
+    """Turn documents into blocks of `length` tokens.
 
-    Each paragraph starts with EOS (= BOS), as an examined sentence will; a document's last block is padded.
+    Each paragraph starts with EOS (= BOS), as an examined sentence will. A block never crosses documents, so a
+    document's last block is padded; with `pack` the next document goes on there, unseen by and not seeing this one.
     """
-    import numpy
-    import torch
+    filled = [[*stream, tokenizer.eos_token_id] for stream in _streams(documents, tokenizer) if stream]
+    return _packed(filled, tokenizer.pad_token_id, length) if pack else _padded(filled, tokenizer.pad_token_id, length)
 
+
+def _streams(documents: Sequence[Document], tokenizer: Any) -> list[list[int]]:
     paragraphs, owners = [], []
     for index, document in enumerate(documents):
         found = [" ".join(part.split()) for part in document.text.split("\n\n")]
@@ -156,9 +162,15 @@ def tokenise(documents: Sequence[Document], tokenizer: Any, length: int) -> Bloc
     streams: list[list[int]] = [[] for _ in documents]
     for owner, one in zip(owners, encoded, strict=True):
         streams[owner] += [eos, *one.ids]
-    filled = [[*stream, eos] for stream in streams if stream]
+    return streams
+
+
+def _padded(filled: list[list[int]], pad: int, length: int) -> Blocks:
+    import numpy
+    import torch
+
     rows = sum(-(-len(stream) // length) for stream in filled)
-    ids = numpy.full((rows, length), tokenizer.pad_token_id, dtype=numpy.int32)
+    ids = numpy.full((rows, length), pad, dtype=numpy.int32)
     mask = numpy.zeros((rows, length), dtype=bool)
     row = 0
     for stream in filled:
@@ -171,11 +183,30 @@ def tokenise(documents: Sequence[Document], tokenizer: Any, length: int) -> Bloc
     return Blocks(torch.from_numpy(ids), torch.from_numpy(mask))
 
 
+def _packed(filled: list[list[int]], pad: int, length: int) -> Blocks:
+    import numpy
+    import torch
+
+    count = sum(map(len, filled))
+    rows = -(-count // length)
+    flat = numpy.full(rows * length, pad, dtype=numpy.int32)
+    flat[:count] = numpy.concatenate([numpy.asarray(stream, dtype=numpy.int32) for stream in filled])
+    starts = numpy.zeros(rows * length, dtype=bool)
+    starts[::length] = True
+    starts[numpy.cumsum([len(stream) for stream in filled])[:-1]] = True
+    starts[count : count + 1] = True  # padding is a piece of its own
+    places = numpy.arange(rows * length)
+    positions = places - numpy.maximum.accumulate(numpy.where(starts, places, 0))
+    mask = (positions > 0) & (places < count)
+    return Blocks(*(torch.from_numpy(part.reshape(rows, length)) for part in (flat, mask, positions.astype("int32"))))
+
+
 def save_blocks(blocks: Blocks, path: Path) -> None:
     """Write blocks as safetensors."""
     from safetensors.torch import save
 
-    atomic_write(path, save({"ids": blocks.ids.contiguous(), "mask": blocks.mask.contiguous()}))
+    parts = {"ids": blocks.ids, "mask": blocks.mask, "positions": blocks.positions}
+    atomic_write(path, save({name: part.contiguous() for name, part in parts.items() if part is not None}))
 
 
 def load_blocks(path: Path) -> Blocks:
@@ -183,7 +214,7 @@ def load_blocks(path: Path) -> Blocks:
     from safetensors.torch import load_file
 
     tensors = load_file(path)
-    return Blocks(tensors["ids"], tensors["mask"])
+    return Blocks(tensors["ids"], tensors["mask"], tensors.get("positions"))
 
 
 def distillation_set(blocks: Blocks, tokens: int) -> Blocks:
@@ -206,7 +237,9 @@ def distillation_set(blocks: Blocks, tokens: int) -> Blocks:
 
 def first_blocks(blocks: Blocks, rows: int) -> Blocks:
     """Return at most the first `rows` blocks."""
-    return Blocks(blocks.ids[:rows], blocks.mask[:rows])
+    import torch
+
+    return blocks.select(torch.arange(min(rows, len(blocks))))
 
 
 def batch_rows(seed: int, step: int, rows: int, size: int) -> Tensor:

@@ -7,7 +7,7 @@ Legend: `N` valid tokens, `V` vocabulary, `H` hidden size.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -181,107 +181,22 @@ def fused_probe(
     chosen: Objective, hidden: Tensor, head: Tensor, teacher: TeacherStates | None, tokens: Tokens
 ) -> dict[str, Tensor]:
     """Return what an objective probes of `tokens`, name → `[N]`, chunk by chunk; arguments as for `fused_loss`."""
-    size = _chunk_size(head)
+    size = chunk_size(head)
     found: dict[str, list[Tensor]] = {}
     for begin in range(0, len(tokens), size):
         part = slice(begin, begin + size)
         some = tokens.part(part)
-        student = Dist(_logits(hidden[part], head), some.target)
-        taught = None if teacher is None else Dist(_logits(teacher.hidden[part], teacher.head), some.target)
+        student = Dist(head_logits(hidden[part], head), some.target)
+        taught = None if teacher is None else Dist(head_logits(teacher.hidden[part], teacher.head), some.target)
         for name, values in chosen.probe(student, taught, some).items():
             found.setdefault(name, []).append(values)
     return {name: torch.cat(parts) for name, parts in found.items()}
 
 
-def _chunk_size(head: Tensor, memory: int | None = None) -> int:
+def chunk_size(head: Tensor, memory: int | None = None) -> int:
     """Return how many tokens a chunk holds: what fits the memory, or a core's cache, but a full matrix product."""
     row = LIVE_TENSORS * 4 * head.shape[0]
     return max(MIN_ROWS, CHUNK_BYTES // row) if memory is None else max(1, memory // row)
-
-
-def linear_loss(
-    spec: str | Mapping[str, Any] | Objective,
-    student_hidden: Tensor,
-    student_head: Tensor,
-    teacher_hidden: Tensor | None,
-    teacher_head: Tensor | None,
-    targets: Tensor,
-    mask: Tensor | None = None,
-    memory: int | None = None,
-    sampled: Tensor | None = None,
-) -> LossParts:
-    """Compute an objective from hidden states and output heads; no `[tokens, V]` tensor is ever built.
-
-    The value and the gradients of `kdbench.loss` on `hidden @ head.T`, for a training loop of one's own:
-    `.total.backward()` reaches `student_hidden` and `student_head`, each if it asks for gradients.
-
-    Args:
-        spec: an objective, its name (`"kl+atkd"`), or its mapping.
-        student_hidden: `[B, T, H]` or `[N, H]`, what enters the output head, aligned with `targets` (no shift is made).
-        student_head: `[V, H]`, the head's weight, tied or not.
-        teacher_hidden, teacher_head: `[B, T, H']` or `[N, H']`, and `[V, H']`; None for objectives without a teacher.
-        targets: `[B, T]` or `[N]`, the token that follows at each position.
-        mask: like `targets`; True where a token counts. Default: all count.
-        memory: bytes that one chunk of logits and its gradients may take; by default small against any model.
-        sampled: like `targets`; True where the student wrote the token. Default: nowhere.
-
-    Raises:
-        ConfigError: unknown objective, or shapes that do not fit.
-    """
-    chosen = objective(spec)
-    _check_linear(chosen, student_hidden, student_head, teacher_hidden, teacher_head, targets, mask)
-    valid = torch.ones_like(targets, dtype=torch.bool) if mask is None else mask.bool()
-    hidden, target = student_hidden[valid], targets[valid]
-    taught = None
-    if teacher_hidden is not None and teacher_head is not None and chosen.reads_teacher:
-        taught = TeacherStates(teacher_hidden.detach()[valid], teacher_head.detach())
-    tokens = _linear_tokens(chosen, valid, target, taught, memory)
-    tokens = replace(tokens, sampled=None if sampled is None else sampled[valid].bool())
-    if chosen.probes and len(tokens):
-        tokens = tokens.knowing(fused_probe(chosen, hidden.detach(), student_head.detach(), taught, tokens))
-    weights = step_weights(chosen, tokens)
-    return fused_loss(chosen, hidden, student_head, taught, target, weights, memory=memory)
-
-
-def _linear_tokens(
-    chosen: Objective, valid: Tensor, target: Tensor, taught: TeacherStates | None, memory: int | None
-) -> Tokens:
-    """Return what is known of the tokens; the teacher is asked beforehand only by objectives that weigh tokens."""
-    row = torch.arange(valid.shape[0], device=valid.device)
-    sequence = row[:, None].expand(valid.shape)[valid] if valid.dim() == 2 else torch.zeros_like(target)
-    if taught is None or not chosen.weighs:
-        return Tokens(sequence=sequence, target=target)
-    log_probs, entropies = [target.new_zeros(0, dtype=torch.float32)], [target.new_zeros(0, dtype=torch.float32)]
-    size = _chunk_size(taught.head, memory)
-    for begin in range(0, len(target), size):
-        part = slice(begin, begin + size)
-        dist = Dist(_logits(taught.hidden[part], taught.head), target[part])
-        log_probs.append(dist.log_prob_target)
-        entropies.append(dist.entropy)
-    return Tokens(sequence, torch.cat(log_probs), torch.cat(entropies), target=target)
-
-
-def _check_linear(chosen, student_hidden, student_head, teacher_hidden, teacher_head, targets, mask) -> None:
-    sides = [("student", student_hidden, student_head), ("teacher", teacher_hidden, teacher_head)]
-    if chosen.reads_teacher and (teacher_hidden is None or teacher_head is None):
-        raise ConfigError(f"objective {chosen.label!r} needs teacher_hidden and teacher_head, found None")
-    for name, hidden, head in sides:
-        if hidden is None or head is None:
-            continue
-        if hidden.shape[:-1] != targets.shape or hidden.dim() not in (2, 3):
-            raise ConfigError(
-                f"expected {name}_hidden [B, T, H] or [N, H] and targets of the leading shape, found "
-                f"{tuple(hidden.shape)} and {tuple(targets.shape)}"
-            )
-        if head.dim() != 2 or head.shape[1] != hidden.shape[-1]:
-            raise ConfigError(f"expected {name}_head [V, {hidden.shape[-1]}], found {tuple(head.shape)}")
-    if teacher_head is not None and teacher_head.shape[0] != student_head.shape[0]:
-        raise ConfigError(
-            f"expected heads over one vocabulary, found {student_head.shape[0]:,} and {teacher_head.shape[0]:,} "
-            "entries; if one is padded, cut both to the tokenizer's size"
-        )
-    if mask is not None and mask.shape != targets.shape:
-        raise ConfigError(f"expected mask of shape {tuple(targets.shape)}, found {tuple(mask.shape)}")
 
 
 class _Fused(torch.autograd.Function):
@@ -292,7 +207,7 @@ class _Fused(torch.autograd.Function):
         need_hidden, need_head = ctx.needs_input_grad[:2]
         grad_hidden = torch.zeros_like(hidden) if need_hidden else None
         grad_head = torch.zeros_like(head, dtype=_accumulator(head)) if need_head else None
-        size = _chunk_size(head, memory)
+        size = chunk_size(head, memory)
         sums: dict[str, Tensor] = {}
         for begin in range(0, targets.numel(), size):
             part = slice(begin, min(begin + size, targets.numel()))
@@ -311,7 +226,8 @@ class _Fused(torch.autograd.Function):
     @staticmethod
     def backward(ctx, slope, *_):
         grad_hidden, grad_head = ctx.saved_tensors
-        scaled = (None if g is None else g * slope.to(g.dtype) for g in (grad_hidden, grad_head))
+        one = bool(slope == 1)  # the usual case, in which a copy of the head's gradient is saved
+        scaled = (g if g is None or one else g * slope.to(g.dtype) for g in (grad_hidden, grad_head))
         return *scaled, None, None, None, None, None, None, None
 
 
@@ -323,8 +239,8 @@ def _accumulator(head: Tensor) -> torch.dtype:
 def _chunk(hidden, head, teacher, targets, chosen, weights, start, part):
     """Return the slope of the loss at a chunk's student logits, `[chunk, V]`, and the chunk's weighted terms."""
     target = targets[part]
-    logits = _logits(hidden, head).requires_grad_()
-    taught = None if teacher is None else Dist(_logits(teacher.hidden[part], teacher.head), target)
+    logits = head_logits(hidden, head).requires_grad_()
+    taught = None if teacher is None else Dist(head_logits(teacher.hidden[part], teacher.head), target)
     window = slice(start + part.start, start + part.stop)
     with torch.enable_grad():
         measured = chosen.terms(Dist(logits, target), taught, weights.tokens.part(window))
@@ -335,6 +251,6 @@ def _chunk(hidden, head, teacher, targets, chosen, weights, start, part):
 
 
 @torch.no_grad()
-def _logits(hidden: Tensor, head: Tensor) -> Tensor:
+def head_logits(hidden: Tensor, head: Tensor) -> Tensor:
     logits = hidden.to(head.dtype) @ head.t()
     return logits if logits.dtype in (torch.float32, torch.float64) else logits.float()

@@ -147,13 +147,45 @@ def load_tokenizer(folder: Path) -> Any:
         raise ConfigError(f"expected a saved tokenizer in {folder}: {error}") from None
 
 
-def body(model: nn.Module, ids: Tensor, precision: str = "float32") -> Tensor:
-    """Return the final hidden states `[B, T, H]`: what enters the output head."""
+def body(model: nn.Module, ids: Tensor, precision: str = "float32", positions: Tensor | None = None) -> Tensor:
+    """Return the final hidden states `[B, T, H]`: what enters the output head.
+
+    Args:
+        positions: `[B, T]`, where a row holds several documents: a token's place in its own, which alone it sees.
+    """
     import torch
 
+    packed = {}
+    if positions is not None:
+        document = (positions == 0).cumsum(1)
+        seen = (document[:, :, None] == document[:, None, :]).tril()
+        packed = {"position_ids": positions.long(), "attention_mask": seen[:, None]}
     enabled = precision == "bfloat16"
     with torch.autocast(ids.device.type, dtype=torch.bfloat16, enabled=enabled):
-        return model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        return model.base_model(input_ids=ids, use_cache=False, **packed).last_hidden_state
+
+
+def check_packing(model: nn.Module) -> None:
+    """Prove on a few tokens that documents packed into one row do not see each other.
+
+    Raises:
+        ConfigError: for architectures that take no mask of their own, or count positions in another way.
+    """
+    import torch
+
+    device = next(model.parameters()).device
+    ids = torch.arange(2, 14, device=device)[None] % model.config.vocab_size
+    positions = torch.cat([torch.arange(5), torch.arange(7)])[None].to(device)
+    with torch.no_grad():
+        try:
+            together = body(model, ids, positions=positions)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ConfigError(f"data.pack: {model.config.model_type} cannot read packed rows: {error}") from None
+        apart = torch.cat([body(model, ids[:, :5]), body(model, ids[:, 5:])], 1)
+    if not torch.allclose(together, apart, atol=1e-3 * float(apart.abs().max())):
+        raise ConfigError(
+            f"data.pack: in {model.config.model_type} documents that share a row see each other; set data.pack: false"
+        )
 
 
 def head(model: nn.Module, vocabulary: int) -> Tensor:

@@ -54,6 +54,8 @@ class Writers:
 def prompts(blocks: Blocks, limits: Limits) -> list[Tensor]:
     """Return the prompt of each block, `[1 … prompt_tokens]` ids; padding is no part of it."""
     real = blocks.mask.sum(1) + 1  # a block's first token is real and never a target
+    if blocks.positions is not None:  # of a packed row, its first document
+        real = ((blocks.positions == 0).cumsum(1) == 1).sum(1)
     return [ids[: max(1, min(limits.prompt_tokens, int(n)))].long() for ids, n in zip(blocks.ids, real, strict=True)]
 
 

@@ -112,6 +112,8 @@ class TextSource:
         for name, blocks in (("held", self.held and self.held.blocks), ("replay", self.replay)):
             if blocks is not None:
                 found |= {f"{name}/ids": blocks.ids, f"{name}/mask": blocks.mask}
+            if blocks is not None and blocks.positions is not None:
+                found[f"{name}/positions"] = blocks.positions
         if self.held:
             found |= {"held/rows": self.held.rows, "held/sampled": self.held.sampled}
         return found
@@ -121,7 +123,7 @@ class TextSource:
         if "replay/ids" in tensors:
             self.replay = Blocks(tensors["replay/ids"], tensors["replay/mask"])
         if "held/ids" in tensors:
-            blocks = Blocks(tensors["held/ids"], tensors["held/mask"])
+            blocks = Blocks(tensors["held/ids"], tensors["held/mask"], tensors.get("held/positions"))
             self.held = Text(tensors["held/rows"], blocks, tensors["held/sampled"])
             self.known = {n.removeprefix("known/"): t for n, t in tensors.items() if n.startswith("known/")}
 
@@ -132,4 +134,14 @@ def _join(a: Text, b: Text) -> Text:
 
 
 def _stack(a: Blocks, b: Blocks) -> Blocks:
-    return Blocks(torch.cat([a.ids, b.ids]), torch.cat([a.mask, b.mask]))
+    places = None
+    if a.positions is not None or b.positions is not None:
+        places = torch.cat([_places(a), _places(b)])
+    return Blocks(torch.cat([a.ids, b.ids]), torch.cat([a.mask, b.mask]), places)
+
+
+def _places(blocks: Blocks) -> Tensor:
+    """Return positions; those of rows that are one piece of text simply count."""
+    if blocks.positions is not None:
+        return blocks.positions
+    return torch.arange(blocks.length, dtype=torch.int32).expand(blocks.ids.shape)

@@ -2,13 +2,16 @@
 
 What enters the output head is `H` numbers a token; the logits are `V`. The former are stored, exact for every
 objective, with log p(target) and the entropy beside them, so that ATKD can rank a whole global batch without a logit.
+Sparse layouts (`layouts.py`) store some classes instead.
 
 A cache is a folder of immutable safetensors shards of `SHARD_ROWS` blocks, and a manifest, replaced atomically after
-each shard, that lists the complete ones with their sha256. Whoever writes holds the cache's lock.
+each shard, that lists the complete ones with their sha256. Whoever writes holds the cache's lock. Readers map shards
+into memory: the pages belong to the file, so any number of workers share them, and what is not read costs nothing.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,6 +23,7 @@ from torch import Tensor, nn
 
 from kdbench.api import Dist
 from kdbench.distill.data import Blocks
+from kdbench.distill.layouts import LOGIT_ROWS, Layout, cut, keep, token_numbers, unpack
 from kdbench.distill.loss import TeacherStates
 from kdbench.distill.models import body, head
 from kdbench.errors import StoreError
@@ -27,17 +31,23 @@ from kdbench.files import atomic_write, read_json, sha256_file, write_json
 
 SHARD_ROWS = 64
 FORWARD_ROWS = 16  # fixed, so that a shard's bytes do not depend on who asked for it
-LOGIT_ROWS = 512
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+OPEN_SHARDS = 256  # mapped at once by a process; opening one again costs a tenth of a millisecond
 
 
 @dataclass(frozen=True)
 class Signal:
-    """What the teacher says of the valid tokens of some blocks, in reading order (`N` tokens)."""
+    """What the teacher says of the valid tokens of some blocks, in reading order (`N` tokens).
+
+    Attributes:
+        states: of a sparse layout the kept classes stand where the hidden states stand.
+        log_prob_target, entropy: `[N]`, of the whole distribution.
+        drawn: `[N, K]` int64, the classes drawn from the teacher; of a sampled layout alone.
+    """
 
     states: TeacherStates
     log_prob_target: Tensor
     entropy: Tensor
+    drawn: Tensor | None = None
 
 
 def joined(parts: list[Signal]) -> Signal:
@@ -78,7 +88,8 @@ def read_states(model: nn.Module, blocks: Blocks, vocabulary: int, precision: st
     for begin in range(0, len(blocks), FORWARD_ROWS):
         ids = blocks.ids[begin : begin + FORWARD_ROWS].long().to(device)
         mask = blocks.mask[begin : begin + FORWARD_ROWS, 1:].to(device)
-        hidden = body(model, ids[:, :-1], precision)[mask].to(dtype)
+        places = None if blocks.positions is None else blocks.positions[begin : begin + FORWARD_ROWS, :-1].to(device)
+        hidden = body(model, ids[:, :-1], precision, places)[mask].to(dtype)
         target = ids[:, 1:][mask]
         for part in range(0, max(1, len(target)), LOGIT_ROWS):  # once at least, so that no token gives empty tensors
             window = slice(part, part + LOGIT_ROWS)
@@ -118,7 +129,7 @@ class CachedTeacher:
 
     folder: Path
     live: LiveTeacher
-    _shards: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+    _shards: OrderedDict[int, dict[str, Tensor]] = field(default_factory=OrderedDict)
 
     @property
     def model(self) -> nn.Module:
@@ -138,18 +149,25 @@ class CachedTeacher:
         """Return the signal of the given rows."""
         device = self.head.device
         parts = [self._row(int(row)) for row in rows]
-        hidden, log_prob, entropy = (torch.cat(column).to(device) for column in zip(*parts, strict=True))
-        return Signal(TeacherStates(hidden, self.head), log_prob, entropy)
+        columns = {name: torch.cat([part[name] for part in parts]).to(device) for name in parts[0]}
+        states, drawn = unpack(columns)
+        return Signal(TeacherStates(states, self.head), columns["log_prob_target"], columns["entropy"], drawn)
 
-    def _row(self, row: int) -> tuple[Tensor, Tensor, Tensor]:
-        number = row // SHARD_ROWS
+    def _row(self, row: int) -> dict[str, Tensor]:
+        shard = self._shard(row // SHARD_ROWS)
+        begin, end = shard["offsets"][row % SHARD_ROWS : row % SHARD_ROWS + 2].tolist()
+        return cut(shard, begin, end)
+
+    def _shard(self, number: int) -> dict[str, Tensor]:
+        """Return a mapped shard; the one not read for longest makes room."""
         if number not in self._shards:
             from safetensors.torch import load_file
 
             self._shards[number] = load_file(self.folder / _shard_name(number))
-        shard = self._shards[number]
-        begin, end = shard["offsets"][row % SHARD_ROWS : row % SHARD_ROWS + 2].tolist()
-        return shard["hidden"][begin:end], shard["log_prob_target"][begin:end], shard["entropy"][begin:end]
+            if len(self._shards) > OPEN_SHARDS:
+                self._shards.popitem(last=False)
+        self._shards.move_to_end(number)
+        return self._shards[number]
 
 
 def _shard_name(number: int) -> str:
@@ -157,15 +175,21 @@ def _shard_name(number: int) -> str:
 
 
 def write_cache(
-    folder: Path, blocks: Blocks, read: Callable[[Blocks], Signal], on_shard: Callable[[int, int], None]
+    folder: Path,
+    blocks: Blocks,
+    read: Callable[[Blocks], Signal],
+    on_shard: Callable[[int, int], None],
+    layout: Layout | None = None,
 ) -> None:
     """Store the signal of all blocks.
 
     Args:
-        read: runs the teacher over blocks.
+        read: runs the teacher over blocks, states in the layout's `read_dtype`.
         on_shard: as for `write_shards`.
+        layout: what is stored of a token; default: its hidden state.
     """
-    write_shards(folder, blocks, lambda number, part: _tensors(read(part), part), on_shard)
+    layout = layout or Layout()
+    write_shards(folder, blocks, lambda number, part: _tensors(read(part), part, layout, number), on_shard)
 
 
 def write_shards(
@@ -195,19 +219,29 @@ def write_shards(
         on_shard(number + 1, count)
 
 
+def record(folder: Path, **facts: Any) -> None:
+    """Add facts to a cache's manifest, such as the measured effect of its layout."""
+    write_json(folder / "manifest.json", _manifest(folder) | facts)
+
+
 def _manifest(folder: Path) -> dict[str, Any]:
-    fresh = {"shard_rows": SHARD_ROWS, "shards": {}}
     try:
         found = read_json(folder / "manifest.json")
-        return found if found.keys() == fresh.keys() and found["shard_rows"] == SHARD_ROWS else fresh
-    except (StoreError, AttributeError):
-        return fresh
+        if found["shard_rows"] == SHARD_ROWS and isinstance(found["shards"], dict):
+            return found
+    except (StoreError, KeyError, TypeError):
+        pass
+    return {"shard_rows": SHARD_ROWS, "shards": {}}
 
 
-def _tensors(signal: Signal, blocks: Blocks) -> dict[str, Tensor]:
+def _tensors(signal: Signal, blocks: Blocks, layout: Layout, number: int) -> dict[str, Tensor]:
     counts = blocks.mask[:, 1:].sum(1)
-    return {
-        "hidden": signal.states.hidden.cpu(),
+    if layout.sparse:
+        rows = number * SHARD_ROWS + torch.arange(len(blocks))
+        stored = keep(layout, signal.states.hidden, signal.states.head, token_numbers(rows, counts))
+    else:
+        stored = {"hidden": signal.states.hidden.cpu()}
+    return stored | {
         "log_prob_target": signal.log_prob_target.float().cpu(),
         "entropy": signal.entropy.float().cpu(),
         "offsets": torch.cat([counts.new_zeros(1), counts.cumsum(0)]),

@@ -20,6 +20,7 @@ from kdbench.distill.models import body, head
 from kdbench.distill.rollout import Limits, Writers, write
 from kdbench.distill.source import Text, TextSource
 from kdbench.distill.teacher import Signal, Teacher, joined, read_states
+from kdbench.distill.timing import part
 from kdbench.errors import ConfigError, Diverged, Interrupted
 from kdbench.seeding import derive, fenced
 
@@ -51,6 +52,7 @@ class Batch:
         signal: the teacher's, of the valid tokens; None where the loss reads none.
         sampled: `[B]` bool, rows that were written while training.
         noise: a number of this step, from which each token's own follows.
+        positions: `[B, T]`, where rows hold several documents.
     """
 
     ids: Tensor
@@ -58,6 +60,12 @@ class Batch:
     signal: Signal | None
     sampled: Tensor
     noise: int = 0
+    positions: Tensor | None = None
+
+    def hidden(self, model: nn.Module, rows: slice, precision: str) -> Tensor:
+        """Return a model's final hidden states of some rows' valid tokens, `[n, H]`."""
+        places = None if self.positions is None else self.positions[rows, :-1]
+        return body(model, self.ids[rows, :-1], precision, places)[self.mask[rows]]
 
     def tokens(self) -> Tokens:
         """Return what is known of all valid tokens before their loss is made."""
@@ -70,6 +78,7 @@ class Batch:
             sampled=self.sampled[row],
             target=self.ids[:, 1:][self.mask],
             number=self.noise + torch.arange(len(row), device=row.device),
+            drawn=None if signal is None else signal.drawn,
         )
 
     def states(self, start: int, count: int) -> TeacherStates | None:
@@ -168,16 +177,21 @@ class _Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
-        text = self.source.text(at.index, now.trajectories)
-        batch = self.batch(text, now, at.index)
+        with part("data"):
+            text = self.source.text(at.index, now.trajectories)
+        with part("teacher states"):
+            batch = self.batch(text, now, at.index)
         with _stream(plan.dropout, self.seed, at.index):
-            tokens = self._known(now, batch)
+            with part("probe"):
+                tokens = self._known(now, batch)
             found = backward(self.model, now, batch, tokens, plan.micro_batch, self.vocabulary, self.precision)
-        norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), plan.clip))
+        with part("optimiser"):
+            norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), plan.clip))
         if not (math.isfinite(found.total) and math.isfinite(norm)):
             what = f"loss {found.total}" if not math.isfinite(found.total) else f"gradient norm {norm}"
             raise Diverged(at.index, f"{what} is not finite", history[-1]["loss"] if history else None)
-        self.optimizer.step()
+        with part("optimiser"):
+            self.optimizer.step()
         kept = dict(objective.observe(at, Measured(found.total, found.watched, self._validate)))
         record = {"step": at.index + 1, "loss": found.total}
         record |= {f"loss/{name}": value for name, value in found.terms.items()}
@@ -198,7 +212,9 @@ class _Learner:
                 parts.append(self.teacher.read(text.blocks.select(torch.arange(known, len(text.blocks)))))
             signal = joined(parts)
         ids, mask = text.blocks.ids.long().to(device), text.blocks.mask[:, 1:].to(device)
-        return Batch(ids, mask, signal, text.sampled.to(device), derive(self.seed, "noise", index) >> 24)
+        places = None if text.blocks.positions is None else text.blocks.positions.to(device)
+        noise = derive(self.seed, "noise", index) >> 24
+        return Batch(ids, mask, signal, text.sampled.to(device), noise, places)
 
     @torch.no_grad()
     def _known(self, objective: Objective, batch: Batch) -> Tokens:
@@ -212,7 +228,7 @@ class _Learner:
             weight = head(self.model, self.vocabulary)
             for begin in range(0, batch.ids.shape[0], size):
                 rows = slice(begin, begin + size)
-                hidden = body(self.model, batch.ids[rows, :-1], self.precision)[batch.mask[rows]]
+                hidden = batch.hidden(self.model, rows, self.precision)
                 some = tokens.part(slice(start, start + len(hidden)))
                 parts.append(fused_probe(objective, hidden, weight, batch.states(start, len(hidden)), some))
                 start += len(hidden)
@@ -270,12 +286,14 @@ def backward(
     start, size = 0, micro_batch or batch.ids.shape[0]
     for begin in range(0, batch.ids.shape[0], size):
         rows = slice(begin, begin + size)
-        mask = batch.mask[rows]
-        hidden = body(model, batch.ids[rows, :-1], precision)[mask]
-        target = batch.ids[rows, 1:][mask]
+        with part("student forward"):
+            hidden = batch.hidden(model, rows, precision)
+        target = batch.ids[rows, 1:][batch.mask[rows]]
         states = batch.states(start, len(target))
-        parts = fused_loss(objective, hidden, head(model, vocabulary), states, target, weights, start)
-        parts.total.backward()
+        with part("loss with heads"):
+            parts = fused_loss(objective, hidden, head(model, vocabulary), states, target, weights, start)
+        with part("student backward"):
+            parts.total.backward()
         start += parts.tokens
         sums.add(parts)
     return sums

@@ -11,13 +11,14 @@ import io
 import json
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kdbench.distill.models import body, check_head
 from kdbench.errors import ConfigError, KdbenchError
 from kdbench.evaluate.tasks import lm_eval_config
 from kdbench.files import sha256_file
@@ -26,9 +27,12 @@ from kdbench.seeding import fenced
 if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask
     from lm_eval.models.huggingface import HFLM
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 _NOISY = ("lm_eval", "datasets", "transformers")
+_Request = tuple[Any, list[int], list[int]]  # what lm-eval calls it by, the context's tokens, the continuation's
+CHUNK_BYTES = 24 * 2**20  # of logits at a time: what stays near the processor, and far from a batch's [B, T, V]
 
 
 @dataclass(frozen=True)
@@ -189,11 +193,12 @@ def _language_model() -> type[HFLM]:
     from lm_eval.models.huggingface import HFLM
 
     class InMemoryLM(HFLM):
-        """HFLM that tokenizes a text once per process, and works out the model's maximum length once."""
+        """HFLM that tokenizes a text once per process, and makes logits only where a token is scored."""
 
         def __init__(self, **options: Any) -> None:
             super().__init__(**options)
             self._max_length = self.max_length
+            self._splits = _splits(self.model)
             self._tokens = _tokens_of(_identity(self.tokenizer), self.prefix_token_id)
 
         def tok_encode(self, string: str, add_special_tokens: bool | None = None, **options: Any) -> list[int]:
@@ -204,7 +209,70 @@ def _language_model() -> type[HFLM]:
                 self._tokens[key] = tuple(super().tok_encode(string, add_special_tokens))
             return list(self._tokens[key])
 
+        def _loglikelihood_tokens(self, requests: Sequence[_Request], **options: Any) -> list[tuple[float, bool]]:
+            fits = all(0 < len(continuation) <= self._max_length for _, _, continuation in requests)
+            if not (fits and self._splits):  # HFLM's own way, and its own refusals
+                return super()._loglikelihood_tokens(requests, **options)
+            return _score(self.model, requests, self.batch_size, self._max_length)
+
     return InMemoryLM
+
+
+def _splits(model: PreTrainedModel) -> bool:
+    """Whether the model's logits are proved to be its output head times its final hidden states."""
+    try:
+        check_head(model)
+    except (ConfigError, IndexError):  # IndexError: fewer positions than the proof needs
+        return False
+    return True
+
+
+def _score(model: Any, requests: Sequence[_Request], batch_size: int, most: int) -> list[tuple[float, bool]]:
+    """Return each continuation's log-likelihood in nats, and whether it is the model's own choice throughout.
+
+    In HFLM's batches, so that the numbers are its own but for rounding: longest first, and requests that differ in
+    their last token alone share a row. Unlike there, only scored positions get logits, and only a chunk at a time.
+    """
+    import torch
+
+    alike: dict[tuple[int, ...], list[int]] = {}
+    for number, (_, context, continuation) in enumerate(requests):
+        alike.setdefault((*context, *continuation[:-1]), []).append(number)
+    groups = [(max(group, key=lambda n: len(requests[n][2])), group) for group in alike.values()]
+    groups.sort(key=lambda pair: _longest_first(requests[pair[0]]))
+    found: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
+    for begin in range(0, len(groups), batch_size):
+        batch = groups[begin : begin + batch_size]
+        texts = [torch.tensor((requests[n][1] + requests[n][2])[-(most + 1) : -1]) for n, _ in batch]
+        with torch.no_grad():
+            hidden = body(model, torch.nn.utils.rnn.pad_sequence(texts, batch_first=True).to(model.device))
+            asked = [
+                (n, row[: len(ids)]) for (_, group), ids, row in zip(batch, texts, hidden, strict=True) for n in group
+            ]
+            states = torch.cat([row[-len(requests[n][2]) :] for n, row in asked])
+            target = torch.tensor([token for n, _ in asked for token in requests[n][2]], device=model.device)
+            log_probs, chosen = _picked(states, model.get_output_embeddings().weight, target)
+        sizes = [len(requests[n][2]) for n, _ in asked]
+        for (n, _), one, own in zip(asked, log_probs.split(sizes), chosen.split(sizes), strict=True):
+            found[n] = float(one.sum()), bool(own.all())
+    return found
+
+
+def _longest_first(request: _Request) -> tuple[int, list[int]]:
+    tokens = request[1] + request[2]
+    return -len(tokens), tokens
+
+
+def _picked(states: Tensor, head: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the targets' log-probabilities `[N]`, and whether each is the likeliest, from hidden states `[N, H]`."""
+    import torch
+
+    parts = []
+    size = max(1, CHUNK_BYTES // (4 * head.shape[0]))
+    for some, asked in zip(states.split(size), target.split(size), strict=True):
+        log_probs = torch.log_softmax(some @ head.t(), dim=-1)
+        parts.append((log_probs.gather(1, asked[:, None])[:, 0], log_probs.argmax(-1) == asked))
+    return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
 
 
 def _identity(tokenizer: PreTrainedTokenizerFast) -> str | None:

@@ -31,10 +31,11 @@ def measure(
         part = slice(begin, min(begin + ROWS, rows))
         ids, mask = blocks.ids[part].long().to(device), blocks.mask[part, 1:].to(device)
         target = ids[:, 1:][mask]
-        q = _dist(student, ids, mask, target, vocabulary, precision)
+        places = None if blocks.positions is None else blocks.positions[part, :-1].to(device)
+        q = _dist(student, ids, mask, target, vocabulary, precision, places)
         found = {"nats_per_token": -q.log_prob_target}
         if teacher is not None:
-            p = _dist(teacher, ids, mask, target, vocabulary, precision)
+            p = _dist(teacher, ids, mask, target, vocabulary, precision, places)
             found["kl_to_teacher"] = kl(p.log_probs, q.log_probs)
             found["reverse_kl_to_teacher"] = kl(q.log_probs, p.log_probs)
             found["top1_agreement"] = (p.logits.argmax(-1) == q.logits.argmax(-1)).float()
@@ -44,7 +45,7 @@ def measure(
     return {name: total / count for name, total in sums.items()}
 
 
-def _dist(model, ids, mask, target, vocabulary, precision) -> Dist:
-    hidden = body(model, ids[:, :-1], precision)[mask]
+def _dist(model, ids, mask, target, vocabulary, precision, places) -> Dist:
+    hidden = body(model, ids[:, :-1], precision, places)[mask]
     weight = head(model, vocabulary)
     return Dist(hidden.to(weight.dtype) @ weight.t(), target)

@@ -4,22 +4,33 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable, Set
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from kdbench.distill.accuracy import in_words
 from kdbench.run.jobs import Job
 
 WINDOW = 20
+Foreseen = Callable[[Set[str], float], float | None]
 
 
 class Display:
-    """A listener of the pool. `total` jobs are to be made; `tokens` is what a cell's step reads."""
+    """A listener of the pool.
 
-    def __init__(self, console: Console, total: int, step_tokens: int):
-        self.console, self.total, self.step_tokens = console, total, step_tokens
+    Args:
+        total: jobs to be made.
+        step_tokens: what a cell's step reads.
+        foreseen: given the ids of the jobs that have ended and the seconds since the start, returns the seconds left;
+            None while that is not known yet.
+    """
+
+    def __init__(self, console: Console, total: int, step_tokens: int, foreseen: Foreseen = lambda ended, s: None):
+        self.console, self.total, self.step_tokens, self.foreseen = console, total, step_tokens, foreseen
         self.finished = 0
+        self.ended: set[str] = set()
         self.started = time.monotonic()
         self.steps: dict[str, deque[tuple[float, int]]] = {}
         self.tasks: dict[str, Any] = {}
@@ -78,6 +89,7 @@ class Display:
     def _say(self, job: Job, event: dict[str, Any]) -> None:
         if event["event"] in ("finished", "failed"):
             self.finished += 1
+            self.ended.add(job.id)
         line = f"[{self.finished}/{self.total}] {job.title}: {_ending(event)}"
         if left := self._left():
             line += f" · {left} left"
@@ -87,7 +99,10 @@ class Display:
     def _left(self) -> str:
         if not 0 < self.finished < self.total:
             return ""
-        seconds = (time.monotonic() - self.started) / self.finished * (self.total - self.finished)
+        elapsed = time.monotonic() - self.started
+        seconds = self.foreseen(self.ended, elapsed)
+        if seconds is None:
+            seconds = elapsed / self.finished * (self.total - self.finished)
         return f"about {seconds / 60:.0f} min" if seconds > 90 else f"about {seconds:.0f} s"
 
 
@@ -98,6 +113,8 @@ def _ending(event: dict[str, Any]) -> str:
     words = [done["status"] if done["status"] == "ok" else f"{done['status']}: {done.get('reason', '')}"]
     if "final_loss" in done:
         words.append(f"loss {done['final_loss']:.3f}")
+    if "effect" in done:
+        words.append(in_words(done["effect"]))
     words.append(f"{done['timing']['wall_s']:.1f} s")
     if done.get("tokens") and done["timing"].get("train_s"):
         words.append(f"{done['tokens'] / done['timing']['train_s']:,.0f} tokens/s")

@@ -7,22 +7,35 @@ the objective, protocol and library versions, device type, precision, threads. P
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import kdbench
 from kdbench.api import Sampling
-from kdbench.distill import data, models, rollout
+from kdbench.distill import data, layouts, models, rollout
 from kdbench.errors import ConfigError
 from kdbench.evaluate import harness, tasks
 from kdbench.files import digest, sha256_file
 from kdbench.registry import objective, source_digest
 from kdbench.suite.matrix import Cell, cells
 from kdbench.suite.schema import Model, Pretrain, Suite, Train
+from kdbench.suite.serving import reads_cache
 
 KEY_LENGTH = 20
+
+
+@cache
+def _version(package: str) -> str:
+    """Look a package's version up once; a matrix asks for it thousands of times."""
+    return version(package)
+
+
+@cache
+def _source(module: ModuleType) -> str:
+    return sha256_file(Path(str(module.__file__)))
 
 
 @dataclass(frozen=True)
@@ -105,7 +118,7 @@ class Planner:
         """What else decides numbers: versions, device type, precision, threads."""
         return {
             "protocol": kdbench.PROTOCOL,
-            "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers")},
+            "versions": {name: _version(name) for name in ("torch", "transformers", "tokenizers")},
             "device": self.runtime.device,
             "precision": self.runtime.precision,
             "threads": self.runtime.threads,
@@ -165,7 +178,7 @@ class Planner:
 
     def _tokenizer(self) -> Job:
         spec = self.suite.data.tokenizer
-        inputs: dict[str, Any] = {"protocol": kdbench.PROTOCOL, "tokenizers": version("tokenizers")}
+        inputs: dict[str, Any] = {"protocol": kdbench.PROTOCOL, "tokenizers": _version("tokenizers")}
         context = self._corpus_context()
         if spec.bpe is not None:
             inputs |= {"corpus": self.corpus, "bpe": spec.bpe}
@@ -179,6 +192,8 @@ class Planner:
     def _text(self) -> Job:
         tokenizer = self._tokenizer()
         inputs = {"corpus": self.corpus, "tokenizer": tokenizer.key, "length": self.suite.data.length}
+        if self.suite.data.pack:
+            inputs["pack"] = True
         return self._add(Job("texts", "tokenised text", inputs, (tokenizer.id,), self._corpus_context()))
 
     def _tasks(self) -> Job:
@@ -188,7 +203,7 @@ class Planner:
             "corpus": self.corpus,
             "tasks": sorted(examine.tasks),
             "items": examine.items,
-            "source": sha256_file(Path(tasks.__file__)),
+            "source": _source(tasks),
         }
         return self._add(Job("tasks", "examination tasks", inputs, (), self._corpus_context()))
 
@@ -209,7 +224,7 @@ class Planner:
         title = f"model {name}" + (f" · seed {seed}" if spec.init_seed == "run" else "")
         tokens = spec.pretrain.tokens if spec.pretrain else 0
         cost = 6.0 * self._rough_parameters(name) * tokens
-        return self._add(Job("models", title, inputs, (text.id,), {"tokens": tokens}, cost=cost))
+        return self._add(Job("models", title, inputs, (text.id,), {"tokens": tokens, "name": name}, cost=cost))
 
     def distillation_tokens(self) -> int:
         """Return the size of the distillation set: as the suite says, or as much as the training reads."""
@@ -218,13 +233,18 @@ class Planner:
 
     def _cache(self, teacher: str) -> Job:
         model, text = self.model(teacher, None), self._text()
-        dtype = self.suite.teacher.dtype
+        told = self.suite.teacher
+        auto = self.runtime.precision if told.layout == "hidden" else "float16"
         inputs = {
             "teacher": model.key,
             "text": text.key,
             "tokens": self.distillation_tokens(),
-            "dtype": self.runtime.precision if dtype == "auto" else dtype,
+            "dtype": auto if told.dtype == "auto" else told.dtype,
         } | self.environment
+        if told.layout != "hidden":  # of hidden states nothing is added: their keys stay what they were
+            if told.k >= self.vocabulary:
+                raise ConfigError(f"teacher.k: expected fewer than the {self.vocabulary:,} classes, found {told.k:,}")
+            inputs |= {"layout": told.layout, "k": told.k, "source": _source(layouts)}
         return self._add(
             Job("teacher_cache", f"teacher cache {teacher}", inputs, (model.id, text.id), {"teacher": teacher})
         )
@@ -243,7 +263,7 @@ class Planner:
             "tokens": self.distillation_tokens(),
             "rollouts": self._rollouts(),
             "decoding": asdict(decoding),
-            "source": sha256_file(Path(rollout.__file__)),
+            "source": _source(rollout),
         } | self.environment
         title = f"text by {teacher}"
         cost = 2.0 * self._rough_parameters(teacher) * self.distillation_tokens()
@@ -256,14 +276,13 @@ class Planner:
         inputs |= {"train": training(suite.train, suite.data.length), "tokens": self.distillation_tokens()}
         needs, wanted = [], chosen.trajectories
         if wanted.rollout is not None or wanted.fixed == "teacher":
-            inputs |= {"rollouts": self._rollouts(), "rollout_source": sha256_file(Path(rollout.__file__))}
+            inputs |= {"rollouts": self._rollouts(), "rollout_source": _source(rollout)}
         if wanted.fixed == "teacher" and wanted.reads_fixed:
             needs.append(self._teacher_text(str(cell.teacher), wanted.decoding))
             inputs["teacher_text"] = needs[-1].key
         if chosen.needs_teacher:
-            stored = chosen.reads_teacher and wanted.fixed == "corpus" and wanted.reads_fixed
             inputs["signal"], inputs["cache"] = "live", None
-            if stored and suite.teacher.signal == "cache":
+            if reads_cache(chosen) and suite.teacher.signal == "cache":
                 needs.append(self._cache(str(cell.teacher)))
                 inputs["signal"], inputs["cache"] = "cache", needs[-1].key
         return needs
@@ -279,7 +298,7 @@ class Planner:
             "seed": cell.seed,
             "text": text.key,
             "tasks": tasks_job.key,
-            "examine": examine | {"source": sha256_file(Path(harness.__file__)), "lm_eval": version("lm_eval")},
+            "examine": examine | {"source": _source(harness), "lm_eval": _version("lm_eval")},
         } | self.environment
         for role, name in (("student", cell.student), ("teacher", cell.teacher)):
             if name is not None:

@@ -15,7 +15,7 @@ import pandas
 import torch
 
 from kdbench.api import Sampling
-from kdbench.distill import data, models, rollout, teacher, train
+from kdbench.distill import accuracy, data, layouts, models, rollout, teacher, train
 from kdbench.errors import ConfigError, Interrupted
 from kdbench.evaluate import harness, intrinsic, tasks
 from kdbench.files import atomic_write, read_json, write_json
@@ -97,7 +97,7 @@ def make_text(work: Work) -> dict[str, Any]:
     rows = {}
     for name, documents in _corpus(work).items():
         work.hooks.stage(f"tokenising {name}")
-        blocks = data.tokenise(documents, tokenizer, work.inputs["length"])
+        blocks = data.tokenise(documents, tokenizer, work.inputs["length"], work.inputs.get("pack", False))
         data.save_blocks(blocks, work.entry.path / f"{name}.safetensors")
         rows[name] = len(blocks)
     return {"rows": rows, "length": work.inputs["length"], "vocabulary": len(tokenizer)}
@@ -144,17 +144,29 @@ def _link_or_copy(source: str, target: str) -> None:
 
 
 def make_cache(work: Work) -> dict[str, Any]:
-    """Store the teacher's final hidden states over the distillation set."""
+    """Store the teacher's signal over the distillation set, and measure what its layout loses."""
     vocabulary = len(_text_tokenizer(work))
     blocks = _distillation_set(_text(work).path / "train.safetensors", work.inputs["tokens"])
     model = _frozen_model(model_folder(work.store, work.inputs["teacher"]), work.runtime)
-    dtype = teacher.DTYPES[work.inputs["dtype"]]
+    layout = _layout(work.inputs)
 
-    def read(part: data.Blocks) -> teacher.Signal:
+    def read(part: data.Blocks, dtype: torch.dtype = layout.read_dtype) -> teacher.Signal:
         return teacher.read_states(model, part, vocabulary, work.runtime.precision, dtype)
 
-    teacher.write_cache(work.entry.path, blocks, read, _on_shard(work))
-    return {"rows": len(blocks), "hidden_size": int(model.get_output_embeddings().weight.shape[1])}
+    def exact(part: data.Blocks) -> tuple[torch.Tensor, torch.Tensor]:
+        states = read(part, torch.float32).states
+        return states.hidden, states.head
+
+    teacher.write_cache(work.entry.path, blocks, read, _on_shard(work), layout)
+    effect = accuracy.measure(layout, blocks, exact)
+    teacher.record(work.entry.path, effect=effect)
+    hidden_size = int(model.get_output_embeddings().weight.shape[1])
+    return {"rows": len(blocks), "hidden_size": hidden_size, "effect": effect}
+
+
+def _layout(inputs: dict[str, Any]) -> layouts.Layout:
+    """Return what a cache stores, from the inputs of its key."""
+    return layouts.Layout(inputs.get("layout", "hidden"), layouts.DTYPES[inputs["dtype"]], inputs.get("k", 0))
 
 
 def make_teacher_text(work: Work) -> dict[str, Any]:
@@ -214,7 +226,7 @@ def _teacher(work: Work, model: torch.nn.Module, blocks: data.Blocks, vocabulary
     inputs = work.inputs
     if inputs["signal"] == "cache":
         cache = work.find("teacher_cache", inputs["cache"])
-        dtype = teacher.DTYPES[read_json(cache.path / INPUTS)["dtype"]]
+        dtype = _layout(read_json(cache.path / INPUTS)).read_dtype
         return _cached_teacher(cache.path, model_folder(work.store, inputs["teacher"]), work.runtime, vocabulary, dtype)
     return teacher.LiveTeacher(model, blocks, vocabulary, work.runtime.precision)
 
@@ -248,6 +260,8 @@ def _learn(work: Work, model, spec, blocks, guide, plan: dict[str, Any], vocabul
     """Train and write metrics.jsonl. `guide` is the teacher's model, or None."""
     chosen = objective(spec)
     settings = {key: value for key, value in plan.items() if key != "seed"}
+    if blocks.positions is not None:
+        models.check_packing(model)
     work.hooks.stage("training")
     with work.clock.part("train_s"):
         history = train.train(

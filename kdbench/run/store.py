@@ -73,6 +73,11 @@ class Entry:
         """Where a training keeps its checkpoints until the entry is complete."""
         return self.path / CHECKPOINTS
 
+    @property
+    def lock_path(self) -> Path:
+        """The lock's file, beside the folder, so that the folder itself may be moved away."""
+        return self.path.parent / f".{self.key}.lock"
+
     def done(self) -> dict[str, Any] | None:
         """Return DONE.json if the entry is complete (every listed file is there with its size), else None."""
         path = self.path / DONE
@@ -117,7 +122,7 @@ class Entry:
             Busy: when another process holds it for longer than `wait_s`.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.path.parent / f".{self.key}.lock")
+        lock = FileLock(self.lock_path)
         try:
             lock.acquire(timeout=wait_s)
         except Timeout:

@@ -1,16 +1,18 @@
-"""What a suite will cost, before it starts: tokens, FLOP, bytes of teacher cache, seconds.
+"""What a suite will cost, before it starts: tokens, FLOP, bytes of teacher cache, peak memory.
 
 Cost per token of a cell ≈ 6·P_student + 2·H_teacher·V with cached states (+ 2·P_teacher with a live teacher).
-Orders of magnitude, from sizes alone; nothing is run but a short matrix product.
+From sizes alone: nothing is run here. `run/predict.py` turns this into seconds by a calibration.
 """
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-USED_SHARE = {"cpu": 0.35, "cuda": 0.3, "mps": 0.2}  # share of a large matrix product's speed that training reaches
+ITEM_TOKENS = 60  # of an examination's item with its choices, about
+PROCESS_BYTES = 1000 * 2**20  # torch, transformers and lm-eval as the OS counts them, before any model
+CHUNK_BYTES = 24 * 2**20  # of the loss, as `distill.loss` has it; a test holds them together
+KEPT = 24  # numbers a token that a layer keeps for its backward pass, in units of its width
 
 
 @dataclass(frozen=True)
@@ -30,9 +32,14 @@ def pretraining(parameters: int, tokens: int) -> Cost:
     return Cost(tokens, 6.0 * parameters * tokens)
 
 
-def caching(parameters: int, tokens: int, hidden: int, dtype: str) -> Cost:
-    """Cost of storing a teacher's states: one forward pass, `hidden` numbers and two statistics a token."""
-    return Cost(0, 2.0 * parameters * tokens, tokens * (hidden * BYTES[dtype] + 8))
+def caching(parameters: int, tokens: int, hidden: int, dtype: str, layout: str = "hidden", k: int = 0) -> Cost:
+    """Cost of storing a teacher's signal: one forward pass, and the bytes of a token, two statistics among them.
+
+    Of `k` draws equal ones are stored once, so `sampled` takes at most what is said here.
+    """
+    entry = BYTES[dtype] + {"topk": 4, "sampled": 6}.get(layout, 0)  # a number; an id; a count
+    rest = {"topk": 12, "sampled": 16}.get(layout, 8)
+    return Cost(0, 2.0 * parameters * tokens, tokens * (entry * (k or hidden) + rest))
 
 
 def distilling(student: int, teacher: int, hidden: int, vocabulary: int, tokens: int, live: bool) -> Cost:
@@ -46,26 +53,25 @@ def writing(student: int, teacher: int, tokens: int) -> Cost:
     return Cost(0, 2.0 * (student + teacher) * tokens)
 
 
-def examining(parameters: int, items: int, tokens_per_item: int = 60) -> Cost:
+def examining(parameters: int, items: int, tokens_per_item: int = ITEM_TOKENS) -> Cost:
     """Cost of one examination: a forward pass over every item's choices."""
     return Cost(0, 2.0 * parameters * items * tokens_per_item)
 
 
-def device_flops(device: str, threads: int) -> float:
-    """Measure a matrix product for a tenth of a second and return the FLOP/s that training will about reach."""
-    import torch
+def base_bytes(device: str) -> int:
+    """Return what a worker takes before any model: its libraries, in the memory where models live."""
+    return PROCESS_BYTES if device == "cpu" else 0
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads if device == "cpu" else before)
-    side = 512 if device == "cpu" else 4096
-    a = torch.ones(side, side, device=device)
-    try:
-        (a @ a).sum().item()
-        begin, count = time.monotonic(), 0
-        while time.monotonic() - begin < 0.1:
-            (a @ a).sum().item()
-            count += 1
-        speed = 2.0 * side**3 * count / (time.monotonic() - begin)
-    finally:
-        torch.set_num_threads(before)
-    return speed * USED_SHARE[device]
+
+def memory(device: str, student: int, teacher: int, tokens: int, layers: int, hidden: int, vocabulary: int) -> int:
+    """Return a training worker's peak bytes: fp32 weights, gradients and two moments, activations, a chunk, a teacher.
+
+    Args:
+        student, teacher: parameters; 0 without a teacher.
+        tokens: of a micro-batch.
+        layers, hidden: of the student.
+    """
+    states = 4 * (4 * student + teacher)
+    activations = 4 * KEPT * tokens * layers * hidden
+    head_gradient = 4 * vocabulary * hidden  # folded beside the gradient it is added to
+    return base_bytes(device) + states + activations + head_gradient + CHUNK_BYTES

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from kdbench.errors import ConfigError, did_you_mean
+from kdbench.suite.serving import refusals
 
 TASKS = ("swap", "replace", "agreement", "last_word", "perplexity")
 MAX_GRID = 1000
@@ -58,6 +59,7 @@ class Data(Part):
     corpus: Corpus
     tokenizer: TokenizerSpec
     length: int = Field(128, ge=8, le=65_536, description="tokens in a block")
+    pack: bool = Field(False, description="fill blocks with several documents, which do not see each other")
     tokens: int | None = Field(None, gt=0, description="size of the distillation set; default: the whole train split")
 
 
@@ -116,7 +118,22 @@ class TeacherSignal(Part):
     """How students get at the teacher's distributions."""
 
     signal: Literal["cache", "live"] = Field("cache", description="hidden states stored once, or the teacher run again")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="of the stored states")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="of what is stored; auto: the precision for states, float16 for log-probs"
+    )
+    layout: Literal["hidden", "topk", "sampled"] = Field(
+        "hidden",
+        description="what is stored of a token: its final hidden state, which serves every objective, or the `k` "
+        "likeliest classes, or `k` draws, which serve the forms that keep no more (`support:` of an objective)",
+    )
+    k: int = Field(64, ge=1, le=4096, description="classes, or draws, that a sparse layout stores")
+    max_gb: float | None = Field(None, gt=0, description="refuse to run if the suite's caches take more (1e9 bytes)")
+
+    @model_validator(mode="after")
+    def _fits(self) -> TeacherSignal:
+        if self.layout != "hidden" and self.dtype == "bfloat16":
+            raise ValueError("dtype: bfloat16 has too few digits for log-probs; expected float16 or float32")
+        return self
 
 
 class Rollouts(Part):
@@ -266,7 +283,7 @@ class Suite(Part):
         ]
         if not self.teachers and any(needs_teacher(entry["spec"]) for entry in self.objectives):
             problems.append("teachers: expected at least one model, since an objective needs a teacher; found none")
-        return problems
+        return problems + refusals(self.teacher.signal, self.teacher.layout, self.teacher.k, self.objectives)
 
     @property
     def labels(self) -> list[str]:

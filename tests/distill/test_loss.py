@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdbench.api import Dist, Tokens
-from kdbench.distill.loss import LIVE_TENSORS, TeacherStates, fused_loss, fused_probe, linear_loss, loss, step_weights
+from kdbench.distill.linear import linear_loss
+from kdbench.distill.loss import LIVE_TENSORS, TeacherStates, fused_loss, fused_probe, loss, step_weights
 from kdbench.errors import ConfigError
 from kdbench.registry import objective, objectives
 

@@ -1,0 +1,228 @@
+"""The teacher caches of a results folder: what they are, who uses them, whether they are whole, and how to drop them.
+
+Nothing here reaches outside `teacher_cache/`; an entry is removed, or set aside, only under its lock.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from kdbench.errors import ConfigError, StoreError, did_you_mean
+from kdbench.files import read_json, sha256_file
+from kdbench.run.store import DONE, INPUTS, Busy, Entry, Store
+
+KIND = "teacher_cache"
+NAME = re.compile(r"[0-9A-Za-z]+(\.corrupt-\d+)?")
+SET_ASIDE, GONE = "set aside", ".removed-"
+
+
+@dataclass(frozen=True)
+class Cache:
+    """One cache as `kdbench cache ls` shows it.
+
+    Attributes:
+        key: the content key; of a damaged one that was set aside, its folder's name.
+        teacher: its name in the suites that use it, else its number of parameters, else its key.
+        text: key of the tokenised text.
+        tokens: of the distillation set. bytes_a_token: None where that is unknown.
+        state: `ok`, `unfinished`, `damaged`, `set aside`; or `in use` while a process writes or reads it.
+        suites: whose last plan names it.
+        effect: what its layout loses, as measured when it was written; None where it was not.
+    """
+
+    key: str
+    teacher: str
+    text: str
+    tokens: int
+    dtype: str
+    layout: str
+    bytes_: int
+    bytes_a_token: float | None
+    state: str
+    suites: tuple[str, ...]
+    effect: dict[str, Any] | None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain data."""
+        found = asdict(self)
+        return {"bytes": found.pop("bytes_"), **found, "suites": list(self.suites)}
+
+
+@dataclass(frozen=True)
+class _Use:
+    """Where a plan names a cache: suite, teacher's name, key of the cell."""
+
+    suite: str
+    teacher: str
+    cell: str
+
+
+def known(store: Store) -> list[Cache]:
+    """Return every cache of the store, those set aside among them, by key."""
+    uses = _uses(store)
+    return [_describe(store, folder, uses.get(folder.name, [])) for folder in _folders(store)]
+
+
+def _folders(store: Store) -> list[Path]:
+    found = (store.root / KIND).glob("*")
+    return sorted(path for path in found if NAME.fullmatch(path.name) and path.is_dir() and not path.is_symlink())
+
+
+def _uses(store: Store) -> dict[str, list[_Use]]:
+    """Return, for each cache, where the suites' plans name it; a plan that cannot be read is passed over."""
+    found: dict[str, list[_Use]] = {}
+    for path in sorted(store.root.glob("suites/*/plan.json")):
+        try:
+            cells = [cell for cell in read_json(path)["cells"] if cell["inputs"].get("cache")]
+        except (StoreError, KeyError, TypeError):
+            continue
+        for cell in cells:
+            use = _Use(path.parent.name, str(cell["teacher"]), cell["key"])
+            found.setdefault(cell["inputs"]["cache"], []).append(use)
+    return found
+
+
+def _describe(store: Store, folder: Path, uses: Sequence[_Use]) -> Cache:
+    inputs = _json(folder / INPUTS)
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    tokens = int(inputs.get("tokens") or 0)
+    layout = inputs.get("layout", "hidden")
+    state = SET_ASIDE if "." in folder.name else Entry(folder).state()
+    return Cache(
+        key=folder.name,
+        teacher=", ".join(dict.fromkeys(use.teacher for use in uses)) or _parameters(store, inputs.get("teacher")),
+        text=str(inputs.get("text", "")),
+        tokens=tokens,
+        dtype=str(inputs.get("dtype", "")),
+        layout=layout if layout == "hidden" else f"{layout} {inputs['k']}",
+        bytes_=size,
+        bytes_a_token=round(size / tokens, 1) if tokens and state == "ok" else None,
+        state="in use" if state != SET_ASIDE and _busy(store, folder.name, uses) else state,
+        suites=tuple(dict.fromkeys(use.suite for use in uses)),
+        effect=_json(folder / "manifest.json").get("effect"),
+    )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = read_json(path)
+    except StoreError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _parameters(store: Store, model: Any) -> str:
+    """Return how large a teacher is that no plan names."""
+    count = _json(store.entry("models", model).path / DONE).get("parameters") if str(model).isalnum() else None
+    return f"{count:,} parameters" if count else f"model {model}"
+
+
+def _busy(store: Store, key: str, uses: Iterable[_Use]) -> bool:
+    """Whether a process writes the cache, or trains a cell that reads it."""
+    cells = {use.cell for use in uses if str(use.cell).isalnum()}
+    return _held(Entry(store.root / KIND / key)) or any(_held(store.entry("cells", cell)) for cell in cells)
+
+
+def _held(entry: Entry) -> bool:
+    """Whether another process holds an entry's lock. Makes no lock file, so that looking writes nothing."""
+    if not entry.lock_path.exists():
+        return False
+    lock = FileLock(entry.lock_path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    lock.release()
+    return False
+
+
+# --- verify -----------------------------------------------------------------------------------------------------------
+
+
+def verify(store: Store) -> list[dict[str, Any]]:
+    """Check every file of every complete cache against its sha256; set the damaged ones aside, as a run would.
+
+    Returns:
+        For each: `key`, `state` (ok, unfinished, in use, damaged), `damaged` (names of files) and `set_aside` (the
+        folder's new name, or None).
+    """
+    rows = []
+    for folder in _folders(store):
+        if "." not in folder.name:
+            try:
+                with Entry(folder).locked():
+                    rows.append(_verify(Entry(folder)))
+            except Busy:
+                rows.append({"key": folder.name, "state": "in use", "damaged": [], "set_aside": None})
+    return rows
+
+
+def _verify(entry: Entry) -> dict[str, Any]:
+    row: dict[str, Any] = {"key": entry.key, "state": entry.state(), "damaged": [], "set_aside": None}
+    if row["state"] in ("ok", "damaged"):
+        row["damaged"] = _damaged(entry)
+    if row["damaged"]:
+        row |= {"state": "damaged", "set_aside": entry.set_aside().name}
+    return row
+
+
+def _damaged(entry: Entry) -> list[str]:
+    """Return the files that are missing or differ from DONE.json; DONE.json itself where it cannot be read."""
+    files = _json(entry.path / DONE).get("files")
+    if not isinstance(files, dict):
+        return [DONE]
+    found = []
+    for name, expected in files.items():
+        path = entry.path / name
+        if not path.is_file() or sha256_file(path) != expected.get("sha256"):
+            found.append(name)
+    return found or ([] if entry.done() else [DONE])
+
+
+# --- remove -----------------------------------------------------------------------------------------------------------
+
+
+def chosen(store: Store, keys: Sequence[str], unused: bool) -> list[Cache]:
+    """Return the caches that `rm` would remove: those named, or those that no suite's plan names and nobody uses.
+
+    Raises:
+        ConfigError: a key that is no cache of this store.
+        StoreError: a named cache is in use.
+    """
+    found = {cache.key: cache for cache in known(store)}
+    if unused:
+        return [cache for cache in found.values() if not cache.suites and cache.state != "in use"]
+    for key in keys:
+        if key not in found:
+            raise ConfigError(f"{store.root / KIND} has no cache {key!r:.60}.{did_you_mean(key, found)}")
+    busy = [key for key in keys if found[key].state == "in use"]
+    if busy:
+        raise StoreError(f"in use by a running process, so nothing was removed: {', '.join(busy)}; stop the run first")
+    return [found[key] for key in dict.fromkeys(keys)]
+
+
+def remove(store: Store, cache: Cache) -> None:
+    """Delete one cache.
+
+    Raises:
+        Busy: it has come into use since it was chosen.
+    """
+    folder = store.root / KIND / cache.key
+    if not NAME.fullmatch(cache.key) or folder.is_symlink() or not folder.is_dir():
+        raise StoreError(f"{folder} is no cache, so it is left alone")
+    for left_over in folder.parent.glob(f"{GONE}*"):  # of a removal that was killed
+        shutil.rmtree(left_over, ignore_errors=True)
+    if _busy(store, cache.key, _uses(store).get(cache.key, [])):
+        raise Busy(f"{folder} is in use by a running process; stop the run first")
+    with Entry(folder).locked():
+        gone = folder.with_name(f"{GONE}{os.getpid()}-{cache.key}")
+        os.replace(folder, gone)  # at once, so that nobody takes up a cache that is half gone
+        shutil.rmtree(gone)
