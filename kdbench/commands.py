@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence, Set
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -209,16 +210,20 @@ def run(
 
 
 class _Foresight(threading.Thread):
-    """Predicts what a run will cost while its workers start."""
+    """Predicts what a run will cost while its workers start.
+
+    No daemon: torch aborts a process that ends while it computes in a thread of it.
+    """
 
     def __init__(self, planned: orchestrate.Plan, jobs: list[Job], workers: int):
-        super().__init__(daemon=True)
+        super().__init__()
         self.planned, self.jobs, self.workers = planned, jobs, workers
         self.found: predict.Prediction | None = None
 
     def run(self) -> None:
         """Calibrate and predict."""
-        self.found = predict.predict(self.planned, self.jobs, self.workers, self.planned.planner.count_parameters())
+        with suppress(Exception):  # a prediction is a courtesy: without one the run goes on as it is
+            self.found = predict.predict(self.planned, self.jobs, self.workers, self.planned.planner.count_parameters())
 
     def left_s(self, ended: Set[str], elapsed_s: float) -> float | None:
         """Return the seconds left, if a prediction is there yet."""
@@ -226,6 +231,8 @@ class _Foresight(threading.Thread):
 
     def record(self, store: Store, took_s: float, done: dict[str, Any]) -> dict[str, Any] | None:
         """Write down prediction and fact, where anything ran."""
+        if self.ident is not None:
+            self.join()
         if not self.jobs or self.found is None:
             return None
         return predict.record(self.planned, store, self.found, took_s, done)
