@@ -5,7 +5,21 @@ A key may end before the row's does: `"head: kl"` stands for every row that begi
 
 from __future__ import annotations
 
-REASONS: dict[str, str] = {}
+SMALL = (
+    "The student has 0.23M parameters and its whole step takes 49 ms; the product with the teacher's head and the "
+    "passes over [1,008 tokens, 2,048 classes] are of that size. Measured before the largest class was taken without "
+    "its index, which was a third of the divergence's own time."
+)
+TEACHER = (
+    "The cached step stands that far above the bare one (see the first rows); a live teacher costs what TRL's does."
+)
+REASONS: dict[str, str] = {
+    "step: kl, cached": SMALL,
+    "step: reverse_kl, cached": SMALL,
+    "step: jsd, cached": SMALL + " The mixture costs a logarithm a class more.",
+    "step: atkd, cached": SMALL + " Both sides are copied once to leave the target out.",
+    "step: kl, teacher": TEACHER,
+}
 
 
 def reason(key: str) -> str:

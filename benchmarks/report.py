@@ -125,7 +125,9 @@ def markdown(rows: Sequence[Row], about: dict[str, Any]) -> str:
     packages = ", ".join(f"{name} {found or '(absent)'}" for name, found in about["packages"].items())
     when = f"{about['date']}, commit {about['commit']}, {about['machine']}, {about['system']}; {packages}."
     how = f"Scale: {about['scale']}; {about['seconds'] / 60:.0f} minutes; load at the end {about['load']}."
-    lines = [INTRODUCTION, f"{when} {how}", "", about["gpu"] or NO_GPU, "", *_missed(rows)]
+    absent = [title for group, title in TITLES.items() if group not in {row.group for row in rows}]
+    left_out = [f"Not measured in this run: {', '.join(absent)}.", ""] if absent else []
+    lines = [INTRODUCTION, f"{when} {how}", "", about["gpu"] or NO_GPU, "", *left_out, *_missed(rows)]
     for group in dict.fromkeys(row.group for row in rows):
         lines += ["", f"## {TITLES[group]}", ""]
         if group == "growth":
