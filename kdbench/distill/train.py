@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,12 +81,21 @@ class Batch:
             drawn=None if signal is None else signal.drawn,
         )
 
-    def states(self, start: int, count: int) -> TeacherStates | None:
-        """Return the teacher's side of `count` valid tokens from `start`."""
+    def cut(self, rows: int | None) -> Iterator[tuple[slice, slice]]:
+        """Yield micro-batches of so many rows (None: all at once): the rows, and their valid tokens."""
+        size, start = rows or self.ids.shape[0], 0
+        for begin in range(0, self.ids.shape[0], size):
+            some = slice(begin, begin + size)
+            end = start + int(self.mask[some].sum())
+            yield some, slice(start, end)
+            start = end
+
+    def states(self, window: slice) -> TeacherStates | None:
+        """Return the teacher's side of some valid tokens."""
         if self.signal is None:
             return None
         states = self.signal.states
-        return TeacherStates(states.hidden[start : start + count], states.head)
+        return TeacherStates(states.hidden[window], states.head)
 
 
 def learning_rate(plan: Plan, step: int) -> float:
@@ -223,16 +232,14 @@ class _Learner:
         if not objective.probes or not len(tokens):
             return tokens
         if not self.source.known:
-            parts: list[dict[str, Tensor]] = []
-            start, size = 0, self.plan.micro_batch or batch.ids.shape[0]
+            found: dict[str, list[Tensor]] = {}
             weight = head(self.model, self.vocabulary)
-            for begin in range(0, batch.ids.shape[0], size):
-                rows = slice(begin, begin + size)
+            for rows, window in batch.cut(self.plan.micro_batch):
                 hidden = batch.hidden(self.model, rows, self.precision)
-                some = tokens.part(slice(start, start + len(hidden)))
-                parts.append(fused_probe(objective, hidden, weight, batch.states(start, len(hidden)), some))
-                start += len(hidden)
-            self.source.known = {name: torch.cat([part[name] for part in parts if part]) for name in parts[0]}
+                probed = fused_probe(objective, hidden, weight, batch.states(window), tokens.part(window))
+                for name, values in probed.items():  # nothing where these rows hold no valid token
+                    found.setdefault(name, []).append(values)
+            self.source.known = {name: torch.cat(values) for name, values in found.items()}
         return tokens.knowing(self.source.known)
 
     def _validate(self) -> float:
@@ -283,17 +290,13 @@ def backward(
     if not len(tokens):
         return sums
     weights = step_weights(objective, tokens)
-    start, size = 0, micro_batch or batch.ids.shape[0]
-    for begin in range(0, batch.ids.shape[0], size):
-        rows = slice(begin, begin + size)
+    for rows, window in batch.cut(micro_batch):
         with part("student forward"):
             hidden = batch.hidden(model, rows, precision)
-        target = batch.ids[rows, 1:][batch.mask[rows]]
-        states = batch.states(start, len(target))
+        target, states = weights.tokens.target[window], batch.states(window)
         with part("loss with heads"):
-            parts = fused_loss(objective, hidden, head(model, vocabulary), states, target, weights, start)
+            parts = fused_loss(objective, hidden, head(model, vocabulary), states, target, weights, window.start)
         with part("student backward"):
             parts.total.backward()
-        start += parts.tokens
         sums.add(parts)
     return sums

@@ -330,3 +330,12 @@ def test_stored_states_are_those_of_the_valid_positions(teacher_model, blocks, t
     target = blocks.ids[[0, 5, 7], 1:][blocks.mask[[0, 5, 7], 1:]].long()
     expected = logits.log_softmax(-1).gather(-1, target[:, None])[:, 0]
     assert torch.allclose(signal.log_prob_target, expected, atol=1e-5)
+
+
+def test_a_micro_batch_without_a_valid_token_is_probed_like_any_other(teacher_model, blocks, tmp_path):
+    """The row that is all padding comes first, alone in its micro-batch: there is nothing to probe in it."""
+    empty = Blocks(blocks.ids[1:9], blocks.mask[1:9])
+    assert not empty.mask[int(batch_rows(5, 0, 8, 8)[0])].any()
+    plan = train.Plan(**{**PLAN.__dict__, "steps": 3, "micro_batch": 1})
+    history = learn(tiny(0), "kl+sekd", empty, live(teacher_model, empty), tmp_path, plan=plan)
+    assert len(history) == 3 and all(record["loss"] > 0 for record in history)
