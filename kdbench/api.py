@@ -28,10 +28,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from kdbench.divergences import SUPPORTS, Dist, draw, narrowed_kl
+from kdbench.divergences import SUPPORTS, Dist, draw, kl_of, narrowed_kl
 from kdbench.tokens import LossParts, Measured, Split, Step, Tokens
 from kdbench.trajectories import CORPUS, Sampling, Trajectories
 
@@ -123,6 +124,10 @@ class Objective(BaseModel):
         """Whether `split` is there for these settings."""
         return type(self).split is not Objective.split
 
+    def cross_entropy(self, student: Dist) -> dict[str, Tensor]:
+        """Return the term of cross-entropy that is mixed in beside a divergence, if there is one."""
+        return {}
+
     def probe(self, student: Dist, teacher: Dist | None, tokens: Tokens) -> Mapping[str, Tensor]:
         """Return what must be known of every token of the batch before any loss is made: name → `[N]`, no gradient.
 
@@ -205,8 +210,7 @@ class Divergence(Objective):
         found = {k: v if k.startswith(WATCHED) or self.scale == 1 else self.scale * v for k, v in measured.items()}
         return found | self.cross_entropy(student)
 
-    def cross_entropy(self, student: Dist) -> dict[str, Tensor]:
-        """Return the term of cross-entropy, if it has a share."""
+    def cross_entropy(self, student):
         return {"ce": -self.ce * student.log_prob_target} if self.ce else {}
 
     def split(self, student, teacher, tokens):
@@ -241,6 +245,13 @@ class ForwardForm(Divergence):
     @property
     def reads_support(self) -> tuple[str, int]:
         return self.support, 0 if self.support == "full" else self.support_size
+
+    def forward_terms(self, student: Dist, teacher: Dist, tokens: Tokens) -> dict[str, Tensor]:
+        """Return KL(p‖q) on the support as the term `kl`, and what is to be logged of it."""
+        if self.support == "full":
+            return {"kl": kl_of(teacher, student)}
+        value, watched = self.forward_kl(teacher.log_probs, student.log_probs, tokens)
+        return {"kl": value, **watched}
 
     def forward_kl(self, log_p: Tensor, log_r: Tensor, tokens: Tokens) -> tuple[Tensor, dict[str, Tensor]]:
         """Return KL(p‖r) on the support, `[N]`, and what is to be logged of it."""
@@ -284,6 +295,11 @@ class Wrapper(Objective):
 
     def observe(self, step, measured):
         return self.base.observe(step, measured)
+
+    def scaled_weights(self, tokens: Tokens, factor: Tensor) -> Mapping[str, Tensor]:
+        """Return the base's weights, each token's times its `factor` `[N]`, for wrappers that keep the base's terms."""
+        uniform = torch.full_like(factor, 1 / len(tokens), dtype=torch.float64)
+        return {name: row * factor for name, row in ({"*": uniform} | dict(self.base.weights(tokens))).items()}
 
     @property
     def label(self) -> str:

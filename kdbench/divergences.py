@@ -57,6 +57,11 @@ def jsd_of(p: Dist, q: Dist, beta: float) -> Tensor:
     return jsd(p.log_probs, q.log_probs, beta)
 
 
+def jsd_factor(beta: float, normalised: bool) -> float:
+    """What D_β is multiplied by: 1 / (β (1 − β)) where it is normalised, and 1 at the ends, which are KLs."""
+    return 1 / (beta * (1 - beta)) if normalised and beta not in (0, 1) else 1.0
+
+
 def skew_kl(log_p: Tensor, log_q: Tensor, share: float) -> Tensor:
     """KL(p ‖ share · p + (1 − share) · q), `[N]` (DistiLLM); with p and q swapped it is the skewed reverse KL."""
     return kl(log_p, log_mixture(log_p, log_q, share))

@@ -73,9 +73,7 @@ class AdaKD(Wrapper):
 
     def weights(self, tokens):
         kept, tau = tokens.known["kept"], tokens.known["tau"].double()
-        uniform = torch.full(tau.shape, 1 / len(tokens), dtype=torch.float64, device=tau.device)
-        scale = kept * tau.square() * (len(tokens) / kept.sum())
-        return {name: row * scale for name, row in ({"*": uniform} | dict(self.base.weights(tokens))).items()}
+        return self.scaled_weights(tokens, kept * tau.square() * (len(tokens) / kept.sum()))
 
     def at(self, step):
         moved = super().at(step)

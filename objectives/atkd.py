@@ -81,8 +81,7 @@ class ATKD(Wrapper):
     def terms(self, student, teacher, tokens):
         split = Split(*kl_parts(teacher, student)) if self.wrap == "data" else self.base.split(student, teacher, tokens)
         diversity = split.coefficient * split.diversity if self.keep_unc else split.diversity
-        mixed_in = getattr(self.base, "cross_entropy", lambda student: {})(student)
-        return {"tkd": split.target, "dkd": diversity, **mixed_in}
+        return {"tkd": split.target, "dkd": diversity, **self.base.cross_entropy(student)}
 
     def weights(self, tokens):
         hard = self._hard(tokens)

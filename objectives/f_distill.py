@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 
 from kdbench.api import Field, ForwardForm, Sampling, Source, Split, Trajectories
-from kdbench.divergences import kl, kl_parts, skew_kl, skew_parts, tvd, tvd_parts
+from kdbench.divergences import kl_of, kl_parts, skew_kl, skew_parts, tvd, tvd_parts
 
 
 class FDistill(ForwardForm):
@@ -45,12 +45,11 @@ class FDistill(ForwardForm):
         return Trajectories(fixed="teacher", decoding=teacher, rollout=student, paired=True)
 
     def compare(self, student, teacher, tokens):
-        p, q = teacher.log_probs, student.log_probs
         if self.variant == "kl":
-            value, watched = self.forward_kl(p, q, tokens)
-            return {"kl": value, **watched}
+            return self.forward_terms(student, teacher, tokens)
         if self.variant == "rkl":
-            return {"reverse_kl": kl(q, p)}
+            return {"reverse_kl": kl_of(student, teacher)}
+        p, q = teacher.log_probs, student.log_probs
         if self.variant == "tvd":
             return {"tvd": tvd(p, q)}
         return {"js": torch.where(tokens.from_student, skew_kl(q, p, self.beta), skew_kl(p, q, 1 - self.beta))}

@@ -3,7 +3,7 @@
 from typing import Literal
 
 from kdbench.api import Divergence, Field, Sampling, Source, Split, Trajectories
-from kdbench.divergences import jsd_of, jsd_parts
+from kdbench.divergences import jsd_factor, jsd_of, jsd_parts
 
 
 class GKD(Divergence):
@@ -43,11 +43,7 @@ class GKD(Divergence):
         )
 
     def compare(self, student, teacher, tokens):
-        return {"jsd": self._factor * jsd_of(teacher, student, self.beta)}
+        return {"jsd": jsd_factor(self.beta, self.normalised) * jsd_of(teacher, student, self.beta)}
 
     def decouple(self, student, teacher, tokens):
-        return Split(*jsd_parts(teacher, student, self.beta)).times(self._factor)
-
-    @property
-    def _factor(self):
-        return 1 / (self.beta * (1 - self.beta)) if self.normalised and self.beta not in (0, 1) else 1.0
+        return Split(*jsd_parts(teacher, student, self.beta)).times(jsd_factor(self.beta, self.normalised))

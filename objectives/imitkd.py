@@ -3,7 +3,7 @@
 from typing import Literal
 
 from kdbench.api import Field, ForwardForm, Sampling, Source, Split, Trajectories
-from kdbench.divergences import kl_of, kl_parts
+from kdbench.divergences import kl_parts
 
 
 class ImitKD(ForwardForm):
@@ -49,10 +49,7 @@ class ImitKD(ForwardForm):
         if self.targets == "argmax":
             likeliest = teacher.log_probs.argmax(-1, keepdim=True)
             return {"ce": -student.log_probs.gather(-1, likeliest)[:, 0]}
-        if self.support == "full":
-            return {"kl": kl_of(teacher, student)}
-        value, watched = self.forward_kl(teacher.log_probs, student.log_probs, tokens)
-        return {"kl": value, **watched}
+        return self.forward_terms(student, teacher, tokens)
 
     def decouple(self, student, teacher, tokens):
         return Split(*kl_parts(teacher, student))

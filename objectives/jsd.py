@@ -1,7 +1,7 @@
 """The generalised Jensen-Shannon divergence on fixed text."""
 
 from kdbench.api import Divergence, Field, Source, Split
-from kdbench.divergences import jsd_of, jsd_parts
+from kdbench.divergences import jsd_factor, jsd_of, jsd_parts
 
 
 class JSD(Divergence):
@@ -33,11 +33,7 @@ class JSD(Divergence):
     normalised: bool = Field(False, description="divide by β(1 − β), so that the scale does not change with β")
 
     def compare(self, student, teacher, tokens):
-        return {"jsd": self._factor * jsd_of(teacher, student, self.beta)}
+        return {"jsd": jsd_factor(self.beta, self.normalised) * jsd_of(teacher, student, self.beta)}
 
     def decouple(self, student, teacher, tokens):
-        return Split(*jsd_parts(teacher, student, self.beta)).times(self._factor)
-
-    @property
-    def _factor(self):
-        return 1 / (self.beta * (1 - self.beta)) if self.normalised and self.beta not in (0, 1) else 1.0
+        return Split(*jsd_parts(teacher, student, self.beta)).times(jsd_factor(self.beta, self.normalised))

@@ -1,7 +1,7 @@
 """Word-level distillation with the forward Kullback-Leibler divergence."""
 
 from kdbench.api import ForwardForm, Source, Split
-from kdbench.divergences import kl_of, kl_parts
+from kdbench.divergences import kl_parts
 
 
 class KL(ForwardForm):
@@ -23,10 +23,7 @@ class KL(ForwardForm):
     )
 
     def compare(self, student, teacher, tokens):
-        if self.support == "full":
-            return {"kl": kl_of(teacher, student)}
-        value, watched = self.forward_kl(teacher.log_probs, student.log_probs, tokens)
-        return {"kl": value, **watched}
+        return self.forward_terms(student, teacher, tokens)
 
     def decouple(self, student, teacher, tokens):
         return Split(*kl_parts(teacher, student))

@@ -39,6 +39,4 @@ class SEKD(Wrapper):
             members = (tokens.sequence == sequence).nonzero()[:, 0]
             size = math.ceil(round(self.keep * len(members), 9))
             chosen[members[tokens.known["student_entropy"][members].topk(size).indices]] = True
-        uniform = torch.full(chosen.shape, 1 / len(tokens), dtype=torch.float64, device=chosen.device)
-        scale = len(tokens) / chosen.sum()
-        return {name: row * chosen * scale for name, row in ({"*": uniform} | dict(self.base.weights(tokens))).items()}
+        return self.scaled_weights(tokens, chosen.double() * (len(tokens) / chosen.sum()))

@@ -68,14 +68,19 @@ def loss(
     return _parts(weigh(chosen.terms(student, teacher, weights.tokens), weights, slice(None)), len(tokens))
 
 
-def _parts(weighted: Mapping[str, Tensor], count: int) -> LossParts:
-    terms = {name: value for name, value in weighted.items() if not name.startswith(WATCHED)}
+def _parts(weighted: Mapping[str, Tensor], count: int, total: Tensor | None = None) -> LossParts:
+    """Tell the loss's terms from what is only watched; `total` where it was made elsewhere."""
+    terms = _lost(weighted)
     return LossParts(
-        total=torch.stack(list(terms.values())).sum(),
+        total=torch.stack(list(terms.values())).sum() if total is None else total,
         terms={name: value.detach() for name, value in terms.items()},
         tokens=count,
-        watched={name.removeprefix(WATCHED): weighted[name].detach() for name in weighted.keys() - terms.keys()},
+        watched={name.removeprefix(WATCHED): value.detach() for name, value in weighted.items() if name not in terms},
     )
+
+
+def _lost(weighted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value for name, value in weighted.items() if not name.startswith(WATCHED)}
 
 
 def _check_shapes(chosen: Objective, student: Tensor, teacher: Tensor | None, targets: Tensor, mask: Any) -> None:
@@ -167,13 +172,7 @@ def fused_loss(
     """
     names: list[str] = []
     total, *values = _Fused.apply(hidden, head, teacher, targets, chosen, weights, start, memory, names)
-    found = {name: value.detach() for name, value in zip(names, values, strict=True)}
-    return LossParts(
-        total=total,
-        terms={name: value for name, value in found.items() if not name.startswith(WATCHED)},
-        tokens=targets.numel(),
-        watched={name.removeprefix(WATCHED): value for name, value in found.items() if name.startswith(WATCHED)},
-    )
+    return _parts(dict(zip(names, values, strict=True)), targets.numel(), total)
 
 
 @torch.no_grad()
@@ -220,7 +219,7 @@ class _Fused(torch.autograd.Function):
                 grad_head.addmm_(slope.t().to(grad_head.dtype), hidden[part].to(grad_head.dtype))
         ctx.save_for_backward(grad_hidden, None if grad_head is None else grad_head.to(head.dtype))
         names.extend(sums)
-        lost = [value for name, value in sums.items() if not name.startswith(WATCHED)]
+        lost = list(_lost(sums).values())
         return torch.stack(lost).sum() if lost else hidden.sum() * 0.0, *sums.values()
 
     @staticmethod
@@ -245,7 +244,7 @@ def _chunk(hidden, head, teacher, targets, chosen, weights, start, part):
     with torch.enable_grad():
         measured = chosen.terms(Dist(logits, target), taught, weights.tokens.part(window))
         weighted = weigh(measured, weights, window)
-        total = torch.stack([value for name, value in weighted.items() if not name.startswith(WATCHED)]).sum()
+        total = torch.stack(list(_lost(weighted).values())).sum()
         (slope,) = torch.autograd.grad(total, logits)
     return slope.to(head.dtype), {name: value.detach() for name, value in weighted.items()}
 

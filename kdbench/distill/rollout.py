@@ -16,10 +16,8 @@ from torch import Tensor, nn
 
 from kdbench.api import Sampling
 from kdbench.distill.data import Blocks
-from kdbench.divergences import log_mixture
+from kdbench.divergences import NEG_INF, log_mixture
 from kdbench.seeding import fenced
-
-NEG_INF = float("-inf")
 
 
 @dataclass(frozen=True)
