@@ -35,6 +35,20 @@ def _dot(weights: Tensor, values: Tensor) -> Tensor:
     return found
 
 
+def _share_of(q: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Turn `values` into q ⊙ values in place, where 0 · ∞ is 0; return it with its sums `[N]`."""
+    shares = values.mul_(q)
+    sums = shares.sum(-1)
+    if not bool(sums.isfinite().all()):
+        sums = shares.masked_fill_(q == 0, 0.0).sum(-1)
+    return shares, sums
+
+
+def _centred(q: Tensor, shares: Tensor, sums: Tensor, weight: Tensor) -> Tensor:
+    """weight · (shares − q · sums): the slope of Σ q ⊙ values, q a softmax."""
+    return torch.addcmul(shares, q, sums[:, None], value=-1).mul_(weight[:, None])
+
+
 class ForwardKL(torch.autograd.Function):
     """KL(p‖q), `[N]`; slope q − p."""
 
@@ -57,24 +71,16 @@ class ReverseKL(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, teacher: Tensor, student: Tensor) -> Tensor:
-        norm_p = teacher.logsumexp(-1)
         q, norm_q = _softmax(student)
-        gap = torch.sub(student, teacher).sub_((norm_q - norm_p)[:, None])
-        value = _dot(q, gap)
-        ctx.save_for_backward(q, gap, value)
+        gap = torch.sub(student, teacher).sub_((norm_q - teacher.logsumexp(-1))[:, None])
+        shares, value = _share_of(q, gap)
+        ctx.save_for_backward(q, shares, value)
         return value
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, weight: Tensor) -> tuple[None, Tensor]:
-        q, gap, value = ctx.saved_tensors
-        return None, _centred(q, gap, value, weight)
-
-
-def _centred(q: Tensor, gap: Tensor, value: Tensor, weight: Tensor) -> Tensor:
-    """weight · q ⊙ (gap − value), where a gap of a class without mass counts nothing."""
-    slope = torch.sub(gap, value[:, None]).mul_(q).mul_(weight[:, None])
-    return slope if bool(torch.isfinite(slope.sum())) else slope.masked_fill_(q == 0, 0.0)
+        return None, _centred(*ctx.saved_tensors, weight)
 
 
 class GeneralisedJSD(torch.autograd.Function):
@@ -85,31 +91,45 @@ class GeneralisedJSD(torch.autograd.Function):
         p, norm_p = _softmax(teacher)
         q, norm_q = _softmax(student)
         log_m = (beta * p).add_(q, alpha=1 - beta).clamp_(min=torch.finfo(p.dtype).tiny).log_()
-        of_p = _dot(p, torch.sub(teacher, log_m).sub_(norm_p[:, None]))
-        gap = log_m.neg_().add_(student).sub_(norm_q[:, None])
-        of_q = _dot(q, gap)
+        of_p = _dot(p, torch.sub(teacher, log_m)) - norm_p
+        shares, of_q = _share_of(q, log_m.neg_().add_(student).sub_(norm_q[:, None]))
         ctx.beta = beta
-        ctx.save_for_backward(q, gap, of_q)
+        ctx.save_for_backward(q, shares, of_q)
         return beta * of_p + (1 - beta) * of_q
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, weight: Tensor) -> tuple[None, Tensor, None]:
-        q, gap, value = ctx.saved_tensors
-        return None, _centred(q, gap, value, (1 - ctx.beta) * weight), None
+        return None, _centred(*ctx.saved_tensors, (1 - ctx.beta) * weight), None
 
 
 class _Decoupled:
-    """One model's side of a split at the target: p̂ over the other classes, and the binary (p_g, 1 − p_g) in logs."""
+    """One model's side of a split at the target: p̂ over the other classes, and the binary (p_g, 1 − p_g) in logs.
+
+    `others` is p without the target's class, `[N, V]`, and p̂ = scale · others: the scale is one number a row, so that
+    no pass over `[N, V]` is spent on it. A row whose target has all the mass that numbers can hold is made again
+    without the target.
+    """
 
     def __init__(self, logits: Tensor, target: Tensor):
         index = target[:, None]
-        self.logits = logits.scatter(-1, index, EXCLUDED)
-        self.probs, self.norm = _softmax(self.logits)
-        self.probs.scatter_(-1, index, 0.0)
+        self.others, norm = _softmax(logits)
+        rest = self.others.scatter_(-1, index, 0.0).sum(-1)
         own = logits.gather(-1, index)[:, 0]
+        if bool((rest < _least_rest(logits)).any()):
+            self.others, self.norm = _softmax(logits.scatter(-1, index, EXCLUDED))
+            self.others.scatter_(-1, index, 0.0)
+            self.scale = torch.ones_like(rest)
+        else:
+            self.norm, self.scale = norm + rest.log(), 1 / rest
         whole = torch.logaddexp(own, self.norm)
         self.log_target, self.log_others = own - whole, self.norm - whole
+
+
+def _least_rest(logits: Tensor) -> float:
+    """The least mass of the other classes in which what underflows is still below rounding."""
+    kind = torch.finfo(logits.dtype)
+    return logits.shape[-1] * kind.tiny / kind.eps
 
 
 def _binary_kl(a: _Decoupled, b: _Decoupled) -> Tensor:
@@ -126,18 +146,20 @@ class ForwardParts(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, teacher: Tensor, student: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         p, q = _Decoupled(teacher, target), _Decoupled(student, target)
-        diversity = _dot(p.probs, torch.sub(p.logits, q.logits)) - (p.norm - q.norm)
+        diversity = p.scale * _dot(p.others, torch.sub(teacher, student)) - (p.norm - q.norm)
         coefficient = p.log_others.exp()
         ctx.mark_non_differentiable(coefficient)
-        ctx.save_for_backward(p.probs, q.probs, q.log_target.exp() - p.log_target.exp(), target)
+        gap = q.log_target.exp() - p.log_target.exp()
+        ctx.save_for_backward(p.others, p.scale, q.others, q.scale, gap, target)
         return _binary_kl(p, q), diversity, coefficient
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, of_target: Tensor, of_diversity: Tensor, _: Tensor) -> tuple[None, Tensor, None]:
-        p, q, gap, target = ctx.saved_tensors
+        p, p_scale, q, q_scale, gap, target = ctx.saved_tensors
         along = of_target * gap
-        slope = torch.mul(q, (of_diversity - along)[:, None]).addcmul_(p, of_diversity[:, None], value=-1)
+        slope = torch.mul(q, ((of_diversity - along) * q_scale)[:, None])
+        slope.addcmul_(p, (of_diversity * p_scale)[:, None], value=-1)
         return None, slope.scatter_(-1, target[:, None], along[:, None]), None
 
 
@@ -150,20 +172,21 @@ class ReverseParts(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, teacher: Tensor, student: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         p, q = _Decoupled(teacher, target), _Decoupled(student, target)
-        gap = torch.sub(q.logits, p.logits).sub_((q.norm - p.norm)[:, None])
-        diversity = _dot(q.probs, gap)
+        gap = torch.sub(student, teacher).sub_((q.norm - p.norm)[:, None])
+        shares, sums = _share_of(q.others, gap)
+        sums = q.scale * sums
         spread = (q.log_target + q.log_others).exp()
         odds = (q.log_target - q.log_others) - (p.log_target - p.log_others)
         along = torch.where(spread > 0, spread * odds, 0.0)
-        ctx.save_for_backward(q.probs, gap, diversity, spread, along, target)
-        return _binary_kl(q, p), diversity, q.log_others.exp()
+        ctx.save_for_backward(q.others, shares, sums, q.scale, spread, along, target)
+        return _binary_kl(q, p), sums, q.log_others.exp()
 
     @staticmethod
     @once_differentiable
     def backward(
         ctx: Any, of_target: Tensor, of_diversity: Tensor, of_coefficient: Tensor
     ) -> tuple[None, Tensor, None]:
-        q, gap, diversity, spread, slope_along, target = ctx.saved_tensors
+        q, shares, sums, scale, spread, slope_along, target = ctx.saved_tensors
         along = of_target * slope_along - of_coefficient * spread
-        slope = _centred(q, gap, diversity, of_diversity).addcmul_(q, along[:, None], value=-1)
+        slope = _centred(q, shares, sums, of_diversity * scale).addcmul_(q, (along * scale)[:, None], value=-1)
         return None, slope.scatter_(-1, target[:, None], along[:, None]), None
