@@ -18,6 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy
 import torch
 from torch import Tensor, nn
 
@@ -222,6 +223,22 @@ def write_shards(
 def record(folder: Path, **facts: Any) -> None:
     """Add facts to a cache's manifest, such as the measured effect of its layout."""
     write_json(folder / "manifest.json", _manifest(folder) | facts)
+
+
+def uncertainty(folder: Path) -> dict[str, float]:
+    """Return mean, quartiles and deciles over a cache's tokens of the teacher's UNC = 1 − p(target) (ATKD, §3)."""
+    from safetensors import safe_open
+
+    parts = []
+    for number in range(len(_manifest(folder)["shards"])):
+        with safe_open(folder / _shard_name(number), "pt") as shard:
+            parts.append(-torch.expm1(shard.get_tensor("log_prob_target").double()))
+    unsure = torch.cat(parts)
+    if not len(unsure):
+        return {}
+    levels = [0.1, 0.25, 0.5, 0.75, 0.9]
+    named = zip(levels, numpy.quantile(unsure.numpy(), levels), strict=True)
+    return {"mean": float(unsure.mean())} | {f"q{100 * level:g}": float(value) for level, value in named}
 
 
 def _manifest(folder: Path) -> dict[str, Any]:

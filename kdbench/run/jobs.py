@@ -20,8 +20,9 @@ from kdbench.errors import ConfigError
 from kdbench.evaluate import harness, tasks
 from kdbench.files import digest, sha256_file
 from kdbench.registry import objective, source_digest
+from kdbench.suite.materials import Model, Pretrain
 from kdbench.suite.matrix import Cell, cells
-from kdbench.suite.schema import Model, Pretrain, Suite, Train
+from kdbench.suite.schema import Suite, Train
 from kdbench.suite.serving import reads_cache
 
 KEY_LENGTH = 20
@@ -78,7 +79,7 @@ def training(settings: Train | Pretrain, length: int) -> dict[str, Any]:
     fields = settings.model_dump(mode="json")
     batch_rows = fields.pop("batch_tokens") // length
     if isinstance(settings, Pretrain):
-        del fields["seed"]
+        del fields["seed"], fields["text"]
         fields["steps"] = max(1, fields.pop("tokens") // (batch_rows * length))
     return fields | {"batch_rows": batch_rows}
 
@@ -221,6 +222,8 @@ class Planner:
         inputs = {"init": init, "seed": drawn, "text": text.key, "dropout": self.suite.train.dropout} | self.environment
         if spec.pretrain is not None:
             inputs["pretrain"] = training(spec.pretrain, self.suite.data.length) | {"seed": spec.pretrain.seed}
+            if spec.pretrain.text == "distillation":  # for the open text nothing is added to keys
+                inputs["tokens"] = self.distillation_tokens()
         title = f"model {name}" + (f" · seed {seed}" if spec.init_seed == "run" else "")
         tokens = spec.pretrain.tokens if spec.pretrain else 0
         cost = 6.0 * self._rough_parameters(name) * tokens

@@ -128,6 +128,8 @@ def make_model(work: Work) -> dict[str, Any]:
     models.check_head(model)
     facts: dict[str, Any] = {"parameters": sum(p.numel() for p in model.parameters())}
     if pretrain := work.inputs.get("pretrain"):
+        if "tokens" in work.inputs:
+            blocks = data.distillation_set(blocks, work.inputs["tokens"])
         history = _learn(work, model, "sft", blocks, None, pretrain, len(tokenizer))
         facts["final_loss"] = history[-1]["loss"]
     _save_model(model, tokenizer, folder)
@@ -161,7 +163,8 @@ def make_cache(work: Work) -> dict[str, Any]:
     effect = accuracy.measure(layout, blocks, exact)
     teacher.record(work.entry.path, effect=effect)
     hidden_size = int(model.get_output_embeddings().weight.shape[1])
-    return {"rows": len(blocks), "hidden_size": hidden_size, "effect": effect}
+    unsure = teacher.uncertainty(work.entry.path)
+    return {"rows": len(blocks), "hidden_size": hidden_size, "effect": effect, "uncertainty": unsure}
 
 
 def _layout(inputs: dict[str, Any]) -> layouts.Layout:
