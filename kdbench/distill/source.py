@@ -68,8 +68,12 @@ class TextSource:
             self.held = replace(found, stats={})
         return found
 
+    def corpus_rows(self, step: int) -> Tensor:
+        """Return the rows of the corpus that a step reads, `[R]`, or whose prompts it writes after."""
+        return batch_rows(self.seed, step, len(self.corpus), self.batch_rows)
+
     def _text(self, step: int, wanted: Trajectories) -> Text:
-        rows = batch_rows(self.seed, step, len(self.corpus), self.batch_rows)
+        rows = self.corpus_rows(step)
         if wanted.rollout is None:
             return self._fixed(rows, wanted)
         if wanted.paired:

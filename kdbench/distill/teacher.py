@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -72,6 +73,10 @@ class Teacher(Protocol):
         """Return the signal of the distillation set's given rows."""
         ...
 
+    def expect(self, rows: Tensor) -> None:
+        """Be told which rows are asked for next."""
+        ...
+
     def read(self, blocks: Blocks) -> Signal:
         """Return the signal of other text."""
         ...
@@ -111,6 +116,9 @@ class LiveTeacher:
     precision: str
     dtype: torch.dtype = torch.float32
 
+    def expect(self, rows: Tensor) -> None:
+        """Read nothing ahead: the model has one stream of work."""
+
     def signal(self, rows: Tensor) -> Signal:
         """Return the signal of the given rows."""
         assert self.blocks is not None
@@ -148,11 +156,22 @@ class CachedTeacher:
 
     def signal(self, rows: Tensor) -> Signal:
         """Return the signal of the given rows."""
-        device = self.head.device
-        parts = [self._row(int(row)) for row in rows]
-        columns = {name: torch.cat([part[name] for part in parts]).to(device) for name in parts[0]}
+        columns = self._ahead.take(rows) or self._read(rows)
         states, drawn = unpack(columns)
         return Signal(TeacherStates(states, self.head), columns["log_prob_target"], columns["entropy"], drawn)
+
+    def expect(self, rows: Tensor) -> None:
+        """Read the signal of these rows in the background, since they are asked for next."""
+        self._ahead.start(rows)
+
+    def _read(self, rows: Tensor) -> dict[str, Tensor]:
+        device = self.head.device
+        parts = [self._row(int(row)) for row in rows]
+        return {name: torch.cat([part[name] for part in parts]).to(device) for name in parts[0]}
+
+    @cached_property
+    def _ahead(self) -> _Ahead:
+        return _Ahead(self._read)
 
     def _row(self, row: int) -> dict[str, Tensor]:
         shard = self._shard(row // SHARD_ROWS)
@@ -169,6 +188,29 @@ class CachedTeacher:
                 self._shards.popitem(last=False)
         self._shards.move_to_end(number)
         return self._shards[number]
+
+
+@dataclass
+class _Ahead:
+    """One read in a thread of its own; whoever takes waits for it, so that two never read at once."""
+
+    read: Callable[[Tensor], dict[str, Tensor]]
+    rows: Tensor | None = None
+    pending: Future[dict[str, Tensor]] | None = None
+    pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "teacher states"))
+
+    def start(self, rows: Tensor) -> None:
+        if self.pending is None:
+            self.rows, self.pending = rows, self.pool.submit(self.read, rows)
+
+    def take(self, rows: Tensor) -> dict[str, Tensor] | None:
+        """Return what was read if it is of these rows; None if it was of others, or nothing was."""
+        if self.pending is None:
+            return None
+        pending, expected = self.pending, self.rows
+        self.pending = self.rows = None
+        found = pending.result()
+        return found if expected is not None and torch.equal(expected, rows) else None
 
 
 def _shard_name(number: int) -> str:

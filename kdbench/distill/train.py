@@ -217,6 +217,8 @@ class _Learner:
             assert self.teacher is not None
             known = len(text.rows)
             parts = [self.teacher.signal(text.rows)] if known else []
+            if known and objective.trajectories.rollout is None and index + 1 < self.plan.steps:
+                self.teacher.expect(self.source.corpus_rows(index + 1))
             if known < len(text.blocks):
                 parts.append(self.teacher.read(text.blocks.select(torch.arange(known, len(text.blocks)))))
             signal = joined(parts)

@@ -16,7 +16,7 @@ from safetensors.torch import save
 
 from kdbench.distill import accuracy, teacher, train
 from kdbench.distill.layouts import DTYPES, Layout
-from kdbench.distill.teacher import CachedTeacher, LiveTeacher, read_states, record, write_cache
+from kdbench.distill.teacher import CachedTeacher, LiveTeacher, read_states, record, uncertainty, write_cache
 from kdbench.divergences import kl
 from kdbench.errors import ConfigError, StoreError
 from kdbench.files import atomic_write
@@ -245,6 +245,34 @@ def test_a_run_records_and_says_what_its_caches_lose(settings, suite_file, tmp_p
 
 
 # --- in memory --------------------------------------------------------------------------------------------------------
+
+
+def test_rows_read_ahead_are_those_that_were_asked_for_whatever_was_expected(blocks, tmp_path):
+    teacher = cached(sharp(), blocks, tmp_path, Layout())
+    for rows, expected in (([3, 1], [3, 1]), ([0, 7], [4, 2]), ([5, 9], None)):
+        plain = CachedTeacher(tmp_path, teacher.live).signal(torch.tensor(rows))
+        if expected:
+            teacher.expect(torch.tensor(expected))
+        found = teacher.signal(torch.tensor(rows))
+        assert torch.equal(found.states.hidden, plain.states.hidden)
+        assert torch.equal(found.log_prob_target, plain.log_prob_target)
+
+
+def test_a_read_ahead_that_fails_is_the_failure_of_whoever_asks(blocks, tmp_path):
+    teacher = cached(sharp(), blocks, tmp_path, Layout())
+    (tmp_path / "shard-000000.safetensors").unlink()
+    teacher.expect(torch.tensor([0]))
+    with pytest.raises(FileNotFoundError):
+        teacher.signal(torch.tensor([0]))
+
+
+def test_the_uncertainty_of_a_teacher_is_that_of_its_tokens(blocks, tmp_path):
+    teacher = cached(sharp(), blocks, tmp_path, Layout())
+    unsure = 1 - teacher.signal(torch.arange(len(blocks))).log_prob_target.double().exp()
+    found = uncertainty(tmp_path)
+    assert found["mean"] == pytest.approx(float(unsure.mean()))
+    assert found["q50"] == pytest.approx(float(unsure.quantile(0.5)))
+    assert found["q10"] < found["q50"] < found["q90"]
 
 
 def test_no_more_shards_stay_open_than_allowed(blocks, tmp_path, monkeypatch):
