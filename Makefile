@@ -37,7 +37,7 @@ lock:  ## resolve the dependencies anew
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate \
 	  --no-header --upgrade pyproject.toml --extra demo --extra test -c locks/run.txt -o locks/test.txt
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate \
-	  --no-header --upgrade pyproject.toml --extra demo --extra test --extra reference -c locks/test.txt -o locks/reference.txt
+	  --no-header --upgrade pyproject.toml --extra demo --extra test --extra reference --extra tune -c locks/test.txt -o locks/reference.txt
 
 schema:  ## write suites/schema.json from the code
 	$(BIN)/python -m kdbench.suite.schema

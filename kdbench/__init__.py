@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from kdbench.analysis.lm_eval import load_lm_eval
     from kdbench.analysis.results import load_scores
     from kdbench.analysis.verdict import Comparison, compare
     from kdbench.api import LossParts, Objective
@@ -23,6 +24,7 @@ _HOMES = {
     "linear_loss": "kdbench.distill.linear",
     "compare": "kdbench.analysis.verdict",
     "load_scores": "kdbench.analysis.results",
+    "load_lm_eval": "kdbench.analysis.lm_eval",
     "Objective": "kdbench.api",
     "LossParts": "kdbench.api",
     "Comparison": "kdbench.analysis.verdict",
@@ -34,6 +36,7 @@ __all__ = [
     "Objective",
     "compare",
     "linear_loss",
+    "load_lm_eval",
     "load_scores",
     "loss",
     "objective",

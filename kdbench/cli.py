@@ -14,8 +14,11 @@ from typing import Any
 import click
 
 from kdbench.cli_cache import cache
+from kdbench.cli_diff import diff
+from kdbench.cli_examine import examine
 from kdbench.cli_objectives import check, objectives
 from kdbench.cli_profile import profile
+from kdbench.cli_report import cite, report
 from kdbench.errors import ConfigError, PartialError
 from kdbench.options import (
     echo_json,
@@ -40,7 +43,11 @@ def main() -> None:
 main.add_command(objectives)
 main.add_command(check)
 main.add_command(profile)
+main.add_command(examine)
 main.add_command(cache)
+main.add_command(report)
+main.add_command(cite)
+main.add_command(diff)
 
 
 def _load_suite(path: Path, overrides: tuple[str, ...]) -> Any:
@@ -93,13 +100,30 @@ def run(suite, dry_run, workers, only, no_mlflow, overrides, results_dir, as_jso
 
 @main.command()
 @click.argument("suite", type=click.Path(path_type=Path))
+@click.option("--power", is_flag=True, help="Show which differences the suite can find, and the seeds it would take.")
+@click.option("--margin", type=float, help="With --power: the difference that matters. Default: the suite's.")
+@click.option("--seeds", metavar="N,…", help="With --power: numbers of seeds to try. Default: the suite's.")
+@click.option("--items", metavar="N,…", help="With --power: items a task to try.")
 @set_option
 @results_option
 @objectives_option
 @json_option
 @errors_end_well
-def plan(suite, overrides, results_dir, as_json) -> None:
-    """Show the matrix, what is done, what would run and why, and what it will cost. Writes nothing."""
+def plan(suite, power, margin, seeds, items, overrides, results_dir, as_json) -> None:
+    """Show the matrix, what is done, what would run and why, and what it will cost. Writes nothing.
+
+    \b
+    kdbench plan suites/quickstart.yaml
+    kdbench plan suites/quickstart.yaml --power --margin 0.01 --seeds 3,6,10
+    """
+    if power:
+        from kdbench.analysis import planning
+
+        foreseen = planning.foresee(_load_suite(suite, overrides), results_dir, margin, seeds, items)
+        echo_json(foreseen) if as_json else planning.show(foreseen)
+        return
+    if (margin, seeds, items) != (None, None, None):
+        raise ConfigError("--margin, --seeds and --items belong to --power; add it")
     from kdbench import commands
 
     planned = commands.plan(_load_suite(suite, overrides), suite.resolve().parent, results_dir, ())
@@ -111,11 +135,13 @@ def plan(suite, overrides, results_dir, as_json) -> None:
 @click.option("--objectives", help="Comma-separated arms, such as kl,atkd. Default: the suite's contrasts.")
 @click.option("--baseline", help="The arm that the others are compared with. Default: the first of --objectives.")
 @click.option("--metric", default="acc", show_default=True, help="acc, word_log_likelihood, or one task, such as swap.")
-@click.option("--markdown", is_flag=True, help="Print Markdown.")
+@click.option("--markdown", "form", flag_value="markdown", help="Print Markdown.")
+@click.option("--json", "form", flag_value="json", help="Print one JSON document and nothing else on stdout.")
+@click.option("--csv", "form", flag_value="csv", help="Print every row with its details as one tidy table.")
+@click.option("--latex", "form", flag_value="latex", help="Print the tables as LaTeX (package booktabs).")
 @results_option
-@json_option
 @errors_end_well
-def compare(suite, objectives, baseline, metric, markdown, results_dir, as_json) -> None:
+def compare(suite, objectives, baseline, metric, form, results_dir) -> None:
     """Compare objectives by paired tests, from the stored results alone.
 
     \b
@@ -126,12 +152,12 @@ def compare(suite, objectives, baseline, metric, markdown, results_dir, as_json)
     from kdbench.suite.matrix import split_labels
 
     found = answer.ask(results_dir, suite, split_labels(objectives) if objectives else None, baseline, metric)
-    if as_json:
-        echo_json(found.to_json())
-    elif markdown:
-        click.echo(found.to_markdown())
-    else:
+    if form is None:
         answer.show(found)
+    elif form == "json":
+        echo_json(found.to_json())
+    else:
+        click.echo(answer.printed(found, form).rstrip("\n"))
 
 
 @main.command()

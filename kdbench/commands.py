@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import sys
-import threading
-import time
-from collections.abc import Sequence, Set
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kdbench.run import orchestrate, predict, quota
+from kdbench.run import orchestrate, predict, quota, stages, tuning
 from kdbench.run.jobs import Job
 from kdbench.run.store import Store
 from kdbench.suite import cost
+from kdbench.suite.matrix import point_title
 from kdbench.suite.schema import Suite
 
 
@@ -24,11 +22,12 @@ def plan(suite: Suite, base: Path, results_dir: Path, only: Sequence[str]) -> di
     planned = orchestrate.plan(suite, base, Store(results_dir))
     parameters = planned.planner.count_parameters()
     jobs = planned.to_run(chosen)
+    quota.check(suite.teacher.max_gb, stages.caches(planned, jobs, parameters), Store(results_dir))
+    jobs += planned.to_run_later(chosen)
     costs = {job.id: predict.price(planned, job, parameters) for job in jobs}
-    quota.check(suite.teacher.max_gb, _caches(planned, jobs, parameters), Store(results_dir))
     total = sum(costs.values(), cost.Cost())
     runtime = planned.planner.runtime
-    count = default_workers(runtime.device, runtime.threads)
+    count = stages.default_workers(runtime.device, runtime.threads)
     foreseen = predict.predict(planned, jobs, count, parameters)
     wanted = {job.id for job in jobs}
     return {
@@ -40,6 +39,7 @@ def plan(suite: Suite, base: Path, results_dir: Path, only: Sequence[str]) -> di
             {"name": name, "parameters": count, "role": _role(suite, name)} for name, count in parameters.items()
         ],
         "cells": [_cell_row(entry, wanted, costs) for entry in planned.cells],
+        "tuning": _tuning(planned, jobs, costs, foreseen),
         "to_make": [{"kind": job.kind, "title": job.title, "key": job.key} for job in jobs if job.kind != "cells"],
         "tokens": total.tokens,
         "flop": total.flop,
@@ -49,6 +49,22 @@ def plan(suite: Suite, base: Path, results_dir: Path, only: Sequence[str]) -> di
         "workers": count,
         "last_run": predict.costs(Store(results_dir), suite.name),
     }
+
+
+def _tuning(
+    planned: orchestrate.Plan, jobs: list[Job], costs: dict[str, cost.Cost], foreseen: predict.Prediction
+) -> dict[str, Any] | None:
+    """Return the budget of `tune:`, what of it is still to run, and what has been chosen; None without one."""
+    if planned.suite.tune is None:
+        return None
+    told = tuning.facts(planned.tuned)
+    trials = [job for job in jobs if job.cell is not None and job.cell.trial]
+    price = sum((costs[job.id] for job in trials), cost.Cost())
+    work = sum(foreseen.jobs[job.id].seconds for job in trials)
+    named = {name: told[name] for name in ("per", "names", "points", "seeds", "items", "tasks")}
+    choices = [{name: value for name, value in one.items() if name != "points"} for one in told["choices"]]
+    spent = {"tokens": price.tokens, "flop": price.flop, "expected_seconds": round(work / foreseen.workers, 1)}
+    return named | {"trials": len(told["trials"]), "to_run": len(trials)} | spent | {"choices": choices}
 
 
 def _role(suite: Suite, name: str) -> str:
@@ -62,33 +78,6 @@ def _cell_row(entry: orchestrate.PlannedCell, wanted: set[str], costs: dict[str,
     state = "done" if entry.state == "ok" else entry.state
     why = entry.why if entry.job.id in wanted or not entry.why else f"{entry.why}; not chosen by --only"
     return names | {"key": entry.job.key, "state": state, "why": why, "tokens": price.tokens, "flop": price.flop}
-
-
-def _caches(
-    planned: orchestrate.Plan, jobs: list[Job], parameters: dict[str, int] | None = None
-) -> list[quota.Planned]:
-    """Return the teacher caches of a plan with their bytes, those to be made among them."""
-    chosen = {job.id for job in jobs}
-    caches = [job for job in planned.jobs if job.kind == "teacher_cache"]
-    if not any(job.id in chosen for job in caches):
-        return []
-    counted = parameters or planned.planner.count_parameters()
-    return [
-        quota.Planned(job.title, job.key, predict.price(planned, job, counted).cache_bytes, job.id in chosen)
-        for job in caches
-    ]
-
-
-def default_workers(device: str, threads: int) -> int:
-    """Return how many workers keep this machine busy: on CPU a process for every `threads` cores, else one."""
-    import psutil
-
-    if device != "cpu":
-        return 1
-    usable = (
-        len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else psutil.cpu_count() or 1
-    )
-    return max(1, usable // threads)
 
 
 def print_plan(planned: dict[str, Any]) -> None:
@@ -109,6 +98,8 @@ def print_plan(planned: dict[str, Any]) -> None:
     console.print(table)
     for entry in planned["to_make"]:
         console.print(f"to make first: {entry['title']}", highlight=False)
+    if told := planned["tuning"]:
+        _print_tuning(console, told)
     left = sum(1 for row in planned["cells"] if row["why"] and "not chosen" not in row["why"])
     console.print(
         f"{len(planned['cells'])} cells, {left} to run · {planned['tokens']:,} tokens · {planned['flop']:.2e} FLOP · "
@@ -117,6 +108,21 @@ def print_plan(planned: dict[str, Any]) -> None:
         f"{planned['workers']} workers",
         highlight=False,
     )
+
+
+def _print_tuning(console: Any, told: dict[str, Any]) -> None:
+    """Say what the trials will cost, or what they chose."""
+    line = f"tuning: {told['trials']} trials ({len(told['points'])} points, {len(told['seeds'])} seeds)"
+    if told["to_run"]:
+        line += f", {told['to_run']} to run first · {told['tokens']:,} tokens · {told['flop']:.2e} FLOP · about "
+        line += f"{predict.duration(told['expected_seconds'])}; the cells that wait for them follow in the same run"
+    console.print(line, highlight=False)
+    for one in told["choices"]:
+        if one["chosen"]:
+            pair = " ← ".join(one[role] for role in ("student", "teacher") if one[role])
+            edge = " (at the edge of what was tried)" if one["edge"] else ""
+            named = " · ".join(part for part in (one["objective"], pair) if part)
+            console.print(f"  chosen for {named}: {point_title(one['chosen'])}{edge}", highlight=False, markup=False)
 
 
 @dataclass
@@ -184,96 +190,14 @@ def run(
     """Run what is not done, then compare and report."""
     chosen = orchestrate.parse_only(only, suite)
     store = Store(results_dir)
-    planned = orchestrate.plan(suite, base, store)
-    jobs = planned.to_run(chosen)
-    quota.check(suite.teacher.max_gb, _caches(planned, jobs), store)
-    store.prepare()
-    orchestrate.write_plan(planned, store, overrides)
-    count = workers or default_workers(planned.planner.runtime.device, suite.threads)
-    foresight = _Foresight(planned, jobs, count)
-    began = time.monotonic()
-    outcome, exporter = _execute(planned, store, jobs, count, mlflow, foresight)
-    costs = foresight.record(store, time.monotonic() - began, outcome.done)
-    titles = {job.id: job.title for job in planned.jobs}
-    result = RunResult(
-        suite.name,
-        results_dir,
-        ran=len(jobs),
-        failed={titles[key]: reason for key, reason in outcome.failed.items()},
-        diverged=[titles[key] for key, done in outcome.done.items() if done["status"] == "diverged"],
-        costs=costs,
+    order = stages.Order(
+        lambda: orchestrate.plan(suite, base, store), store, chosen, overrides, workers, mlflow, meanwhile=_preload
     )
+    ran = stages.run(order)
+    result = RunResult(suite.name, results_dir, ran.jobs, ran.failed, ran.diverged, costs=ran.costs)
     _conclude(result)
-    if exporter:
-        exporter.close("FAILED" if result.failed else "FINISHED", result.report.values())
+    ran.close(result.report.values())
     return result
-
-
-class _Foresight(threading.Thread):
-    """Predicts what a run will cost while its workers start.
-
-    No daemon: torch aborts a process that ends while it computes in a thread of it.
-    """
-
-    def __init__(self, planned: orchestrate.Plan, jobs: list[Job], workers: int):
-        super().__init__()
-        self.planned, self.jobs, self.workers = planned, jobs, workers
-        self.found: predict.Prediction | None = None
-
-    def run(self) -> None:
-        """Calibrate and predict."""
-        with suppress(Exception):  # a prediction is a courtesy: without one the run goes on as it is
-            self.found = predict.predict(self.planned, self.jobs, self.workers, self.planned.planner.count_parameters())
-
-    def left_s(self, ended: Set[str], elapsed_s: float) -> float | None:
-        """Return the seconds left, if a prediction is there yet."""
-        return self.found.left_s(ended, elapsed_s) if self.found else None
-
-    def record(self, store: Store, took_s: float, done: dict[str, Any]) -> dict[str, Any] | None:
-        """Write down prediction and fact, where anything ran."""
-        if self.ident is not None:
-            self.join()
-        if not self.jobs or self.found is None:
-            return None
-        return predict.record(self.planned, store, self.found, took_s, done)
-
-
-def _execute(
-    planned: orchestrate.Plan, store: Store, jobs: list[Job], workers: int, mlflow: bool, foresight: _Foresight
-) -> tuple[Any, Any]:
-    from rich.console import Console
-
-    from kdbench.errors import Interrupted
-    from kdbench.files import read_json
-    from kdbench.run.display import Display
-    from kdbench.run.tracking import Exporter
-
-    console = Console(stderr=True)
-    for entry in planned.cells:
-        if entry.job in jobs and entry.why != "new":
-            console.print(f"{entry.cell.title}: {entry.why}", highlight=False, markup=False)
-    done = sum(entry.state in orchestrate.FINAL for entry in planned.cells)
-    console.print(
-        f"{planned.suite.name}: {len(planned.cells)} cells, {done} done; {len(jobs)} jobs to run on {workers} workers",
-        highlight=False,
-    )
-    if not jobs:
-        return orchestrate.run(planned, store, [], workers, []), None
-    content = read_json(store.suite_folder(planned.suite.name) / "plan.json")
-    exporter = (
-        Exporter(store, content, lambda text: console.print(text, markup=False, soft_wrap=True)) if mlflow else None
-    )
-    step_tokens = planned.suite.train.batch_tokens
-    foresight.start()
-    threading.Thread(target=_preload, daemon=True).start()
-    try:
-        with Display(console, len(jobs), step_tokens, foresight.left_s) as display:
-            listeners = [display, exporter] if exporter else [display]
-            return orchestrate.run(planned, store, jobs, workers, listeners), exporter
-    except Interrupted:
-        if exporter:
-            exporter.close("KILLED", [])
-        raise
 
 
 def _preload() -> None:

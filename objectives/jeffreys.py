@@ -18,8 +18,9 @@ class Jeffreys(Divergence):
         bibtex="@article{jeffreys1946invariant, title={An invariant form for the prior probability in estimation "
         "problems}, author={Jeffreys, Harold}, journal={Proceedings of the Royal Society A}, year={1946}}",
         differs="torchtune's sym_kd_ratio is our lam; DistiLLM's symmetric_kl(lam=0.9) is lam 0.1; ATKD's released "
-        "'jsd' is lam 0.9; AdaKD adds both with weight 1.",
+        "'jsd' is lam 0.9 (`jeffreys@atkd_release`); AdaKD adds both with weight 1.",
     )
+    variants = {"atkd_release": {"lam": 0.9}}
 
     lam: float = Field(0.5, ge=0, le=1, description="weight of the forward direction")
 

@@ -19,7 +19,8 @@ class TVD(Divergence):
         bibtex="@inproceedings{wen2023fdivergence, title={f-Divergence Minimization for Sequence-Level Knowledge "
         "Distillation}, author={Wen, Yuqiao and Li, Zichao and Du, Wenyu and Mou, Lili}, booktitle={ACL}, year={2023}}",
         differs="f-distill takes half of it on the student's and half on the teacher's text. ATKD's released code "
-        "computes it on the prompt and padding positions.",
+        "computes it on the prompt and padding positions; these are no tokens here (a token is a target that is learnt "
+        "from), so that cannot be run.",
     )
 
     def compare(self, student, teacher, tokens):

@@ -545,6 +545,15 @@ def test_the_teaching_modes_of_the_analysis_are_settings():
     assert torch.allclose(sum(terms(tkd_on="all", keep_unc=True).values()), value("kl", *case))
 
 
+@pytest.mark.parametrize("spec", ["gkd@atkd_release", "jeffreys@atkd_release"])
+def test_the_jsd_of_atkds_released_code_is_a_weighted_sum_of_both_kls(spec):
+    case = random_case(48)
+    assert torch.allclose(value(spec, *case), 0.9 * value("kl", *case) + 0.1 * value("reverse_kl", *case))
+    assert kdbench.objective(spec).label == spec
+    with pytest.raises(ConfigError, match="goes with the JSD"):
+        kdbench.objective({"name": "gkd", "form": "weighted_kl", "normalised": True})
+
+
 def test_the_released_variant_is_the_mean_of_sequences_taken_alone():
     rows = [part[:6].reshape(2, 3, *part.shape[1:]) for part in random_case(43)]
     alone = [value("atkd", *(part[i] for part in rows)) for i in range(2)]
@@ -601,6 +610,7 @@ def test_cross_entropy_is_mixed_in_by_its_share():
 CONFORMING = [
     *objectives(),
     *(f"{base}+atkd" for base in SPLIT if base != "kl"),
+    *("gkd@atkd_release", "jeffreys@atkd_release"),
     *("atkd@release", "atkd@sekd", "dkd@images", "dkd@atkd", "imitkd@paper", "reverse_kl+sekd", "jsd+adakd"),
     *({"name": "kl", "support": kind, "support_size": 4} for kind in ("topk", "topk_both", "topk+tail", "sampled")),
     *({"name": "f_distill", "variant": variant} for variant in ("kl", "rkl", "js")),

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from kdbench.analysis import report
-from kdbench.analysis.results import METRICS, SuiteResults, history, item_scores, open_suite
+from kdbench.analysis import export, looks, mirror, report, words
+from kdbench.analysis.advice import advice
+from kdbench.analysis.results import METRICS, SuiteResults, external_notes, history, item_scores, open_suite
 from kdbench.analysis.verdict import Comparison, compare
-from kdbench.analysis.words import summary
 from kdbench.errors import ConfigError, did_you_mean
 from kdbench.run.store import Store
+from kdbench.run.tuning_words import in_words as tuning_in_words
 from kdbench.suite.matrix import title
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 UNDECIDABLE = "two seeds cannot decide anything about an objective; use three or more"
 
@@ -34,12 +38,19 @@ def ask(
     return answer(open_suite(results_dir, suite), objectives, baseline, metric)
 
 
-def answer(results: SuiteResults, objectives: Sequence[str] | None, baseline: str | None, metric: str) -> Comparison:
-    """Compare arms of a suite that is open; arguments and errors as for `ask`."""
+def answer(
+    results: SuiteResults,
+    objectives: Sequence[str] | None,
+    baseline: str | None,
+    metric: str,
+    read: Callable[[SuiteResults, str], pd.DataFrame] = item_scores,
+) -> Comparison:
+    """Compare arms of a suite that is open; arguments and errors as for `ask`. `read` gives the scores of a metric."""
     question = results.plan["suite"]["compare"]
     name, tasks = _metric(metric, question["tasks"], results.plan["suite"]["examine"]["tasks"])
-    scores = item_scores(results, name)
+    scores = read(results, name)
     options: dict[str, Any] = {"tasks": tasks, "alpha": question["alpha"], "margin": question["margin"]}
+    options |= looks.options(question, tasks)
     if objectives or baseline:
         first = baseline or (objectives or [question["baseline"]])[0]
         found = compare(scores, first, objectives=list(objectives) if objectives else None, **options)
@@ -47,7 +58,7 @@ def answer(results: SuiteResults, objectives: Sequence[str] | None, baseline: st
         found = compare(scores, contrasts=_available(question["contrasts"], scores), **options)
     else:
         found = compare(scores, question["baseline"], **options)
-    found.notes[:0] = missing(results)
+    found.notes[:0] = [*missing(results), *external_notes(results), *looks.remember(results.folder, metric, found)]
     return found
 
 
@@ -92,18 +103,24 @@ def missing(results: SuiteResults) -> list[str]:
 
 
 def show(found: Comparison) -> None:
-    """Print tables and sentences for a person."""
+    """Print the verdict, the scores and the answer in words for a person."""
     from rich.console import Console
 
-    console = Console(width=None if sys.stdout.isatty() else 100)
-    for table in found.rich_tables():
+    from kdbench.analysis.terminal import WIDTH, tables
+
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    for table in tables(found, min(console.width, WIDTH)):
         console.print(table)
         console.print()
-    for sentence in summary(found):
-        console.print(sentence, highlight=False, markup=False)
+    console.print(" ".join(advice(found)), style="bold", highlight=False, markup=False)
     console.print(f"test: {found.method}", highlight=False, markup=False)
     for note in found.notes:
         console.print(f"note: {note}", highlight=False, markup=False)
+
+
+def printed(found: Comparison, form: str) -> str:
+    """Return a comparison as `markdown`, `csv` or `latex`."""
+    return {"markdown": words.markdown, "csv": export.csv, "latex": export.latex}[form](found)
 
 
 def report_files(results_dir: Path, suite: str) -> dict[str, Path]:
@@ -111,11 +128,34 @@ def report_files(results_dir: Path, suite: str) -> dict[str, Path]:
     return {name: Store(results_dir).suite_folder(suite) / name for name in report.FILES}
 
 
-def write_report(results_dir: Path, suite: str) -> tuple[Comparison, dict[str, Path]]:
-    """Compare as the suite asks and write its report; return both."""
+def write_report(results_dir: Path, suite: str | None) -> tuple[Comparison, dict[str, Path]]:
+    """Compare as the suite asks and write its report; return both.
+
+    Raises:
+        ConfigError: no results.
+    """
     results = open_suite(results_dir, suite)
-    found = answer(results, None, None, "acc")
+    scores = item_scores(results, "acc")
+    found = answer(results, None, None, "acc", lambda _, metric: scores)
     plan = results.plan
+    head = {"name": plan["suite"]["name"], "question": plan["suite"]["question"], "description": ""}
+    written = report.write(
+        results.folder,
+        found,
+        suite=head,
+        facts=_facts(plan),
+        cells=[_row(cell) for cell in results.cells],
+        history=history(results),
+        scores=scores,
+        sizes=sizes(results),
+        plan=plan,
+        results=results,
+        runs=mirror.runs(results.store, results.folder),
+    )
+    return found, written
+
+
+def _facts(plan: dict[str, Any]) -> dict[str, str]:
     environment = plan["environment"]
     facts = {
         "seeds": ", ".join(map(str, plan["suite"]["seeds"])),
@@ -124,22 +164,37 @@ def write_report(results_dir: Path, suite: str) -> tuple[Comparison, dict[str, P
         "device": f"{environment['device']}, {environment['precision']}, {environment['threads']} thread(s) a worker",
         "overrides": " ".join(plan["overrides"]) or "none",
     }
-    cells = [_row(cell) for cell in results.cells]
-    head = {"name": plan["suite"]["name"], "question": plan["suite"]["question"], "description": ""}
-    written = report.write(results.folder, found, suite=head, facts=facts, cells=cells, history=history(results))
-    return found, written
+    tuned = tuning_in_words(plan)
+    return facts | {"tuning": tuned} if tuned else facts
+
+
+def sizes(results: SuiteResults) -> dict[str, int]:
+    """Return model → parameters, as far as the store knows them."""
+    found: dict[str, int] = {}
+    for cell in results.plan["cells"]:
+        for role in ("student", "teacher"):
+            name, key = cell[role], cell["inputs"].get(role)
+            if name and name not in found and isinstance(key, str) and key.isalnum():
+                done = results.store.entry("models", key).done()
+                found |= {name: int(done["parameters"])} if done and done.get("parameters") else {}
+    return found
 
 
 def _row(cell: dict[str, Any]) -> dict[str, Any]:
+    """Return what the report's sections may know of a cell."""
+    done, timing = cell.get("done", {}), cell.get("timing", {})
     row = {
         "key": cell["key"],
         "objective": cell["arm"],
         "student": cell["student"],
         "teacher": cell["teacher"],
         "seed": cell["seed"],
-        "status": cell["status"],
-        "loss": cell.get("done", {}).get("final_loss"),
-        "seconds": cell.get("timing", {}).get("wall_s"),
+        "status": cell["status"] + (", trained elsewhere" if cell.get("elsewhere") else ""),
+        "loss": done.get("final_loss"),
+        "seconds": timing.get("wall_s"),
+        "train_s": timing.get("train_s"),
         "model": str(cell.get("model", "")),
+        "timing": timing,
+        "done": done,
     }
     return row | {"metrics": cell.get("metrics", {})}

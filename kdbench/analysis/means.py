@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -84,3 +84,24 @@ def _gap(mean: float, floor: np.ndarray | None, ceiling: np.ndarray | None) -> f
         return math.nan
     low, high = float(floor.mean()), float(ceiling.mean())
     return (mean - low) / (high - low) if high > low else math.nan
+
+
+def gaps_of(means: pd.DataFrame, places: Sequence[Place]) -> dict[tuple, float]:
+    """Return ceiling − floor by (student, teacher, task), and its mean over the places under (`all`, `all`, task).
+
+    NaN where either is unknown or the ceiling is not above the floor.
+    """
+    total: dict[str, dict[Place, dict[str, np.ndarray]]] = {}
+    for name in ("floor", "ceiling"):
+        for row in means[means.objective == name].to_dict("records"):
+            place = (row["student"], row["teacher"])
+            total.setdefault(name, {}).setdefault(place, {})[row["task"]] = np.array([row["mean"]])
+    found: dict[tuple, float] = {}
+    unique = list(dict.fromkeys(places))
+    for task in means.task.unique():
+        for place in unique:
+            low, high = _at_floor(total, place).get(task), _at_ceiling(total, place).get(task)
+            gap = math.nan if low is None or high is None else float(high.mean() - low.mean())
+            found[(*place, task)] = gap if gap > 0 else math.nan
+        found["all", "all", task] = float(np.mean([found[(*place, task)] for place in unique]))
+    return found

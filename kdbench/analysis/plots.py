@@ -1,4 +1,4 @@
-"""Pictures for the report: SVG that is the same bytes for the same numbers, PNG for READMEs.
+"""The style that all pictures share, and the forest plot: SVG of the same bytes for the same numbers, and PNG.
 
 Every picture stands on a white card of its own, so that it reads the same on a light and on a dark page.
 """
@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import matplotlib
-import pandas as pd
 from matplotlib.figure import Figure
 
-from kdbench.analysis.words import OVERALL, number, place_text
+from kdbench.analysis import rows as choice
+from kdbench.analysis.labels import cut, fold, model
+from kdbench.analysis.rows import Row
+from kdbench.analysis.words import number, place_text, unit
 from kdbench.files import atomic_write
 
 if TYPE_CHECKING:
@@ -36,73 +38,89 @@ STYLE: dict[Any, Any] = {
 }  # fmt: skip
 
 
+LABEL, LETTER, LINE = 34, 0.083, 0.29  # letters of a label's line; inches a letter; inches a line of the forest
+FOREST_LIMIT = 60  # lines; above, one line a contrast, and then the decided and the largest
+
+
 def forest(comparison: Comparison, path: Path) -> None:
-    """Draw differences with intervals: pooled rows first, then every overall row, a heading a contrast.
+    """Draw differences with intervals: a line a contrast, or a heading a contrast and a line a pair below it.
 
     Args:
-        path: ends in .svg or .png.
+        path: as for every picture: ends in .svg or .png, or has no suffix and stands for both.
     """
-    lines = _forest_lines(comparison)
-    scale = 100.0 if comparison.points else 1.0
-    shown = [row for kind, row in lines if kind == "row"]
+    rows, compact = forest_rows(comparison)
+    lines = _forest_lines(comparison, rows, compact)
+    heights = [0.72 * (text.count("\n") + 1) + 0.28 for text, _ in lines]
+    centres = [sum(heights[:i]) + heights[i] / 2 for i in range(len(lines))]
+    scale, margin = factor(comparison), factor(comparison) * comparison.margin
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(9.6, 1.15 + 0.30 * len(lines)))
-        top, bottom = 1 - 0.15 / figure.get_figheight(), 0.75 / figure.get_figheight()
-        axes = figure.add_axes((0.24, bottom, 0.36, top - bottom))
-        margin = comparison.margin * scale
+        left = LETTER * max([12, *(len(part) for text, row in lines if row for part in text.split("\n"))]) + 0.25
+        width, height = left + 3.5 + 2.95, LINE * sum(heights)
+        figure = Figure(figsize=(width, height + 0.95))
+        axes = figure.add_axes((left / width, 0.75 / (height + 0.95), 3.5 / width, height / (height + 0.95)))
         axes.axvspan(-margin, margin, color="#eef2f7", lw=0, zorder=0)
         axes.axvline(0, color=FAINT, lw=1, zorder=1)
-        for y, (kind, row) in enumerate(lines):
-            if kind == "head":
-                axes.text(
-                    -0.65,
-                    y,
-                    _short(row, 90),
-                    transform=axes.get_yaxis_transform(),
-                    weight="bold",
-                    va="center",
-                    bbox=PLAIN,
-                )
-            elif kind == "row":
-                _forest_row(axes, comparison, row, y, scale)
-        axes.set(ylim=(len(lines) - 0.4, -0.6), yticks=[], xlim=_limits(shown, scale, margin))
+        axes.set(ylim=(sum(heights), 0), yticks=[], xlim=_limits(rows, scale, margin))
+        for y, (text, row) in zip(centres, lines, strict=True):
+            if row is None:
+                x = -(left - 0.1) / 3.5
+                axes.text(x, y, text, transform=axes.get_yaxis_transform(), weight="bold", va="center", bbox=PLAIN)
+            else:
+                _forest_row(axes, comparison, row, text, y)
         axes.spines["left"].set_visible(False)
         axes.locator_params(axis="x", nbins=6)
-        unit = "points" if comparison.points else "units of score"
-        level = f"{100 * (1 - comparison.alpha):g} % interval; band: ±{margin:g} {unit}"
-        level += f" (equivalent: the {100 * (1 - 2 * comparison.alpha):g} % interval lies inside)"
-        axes.set_xlabel(f"difference in {unit}  (right: objective is better)\n{level}", fontsize=9, color=FAINT)
+        axes.set_xlabel(_forest_caption(comparison, margin), fontsize=9, color=FAINT)
         _save(figure, path)
 
 
-def _forest_lines(comparison: Comparison) -> list[tuple[str, Any]]:
-    """Return what stands on each line: ("head", text), ("row", row)."""
-    lines: list[tuple[str, Any]] = []
-    for a, b in comparison.contrasts:
-        lines.append(("head", f"{a} against {b}"))
-        for frame in (comparison.pooled, comparison.table):
-            mine = frame[(frame.task == OVERALL) & (frame.objective == a) & (frame.baseline == b)]
-            lines += [("row", row) for row in mine.to_dict("records")]
+def forest_rows(comparison: Comparison) -> tuple[list[dict[str, Any]], bool]:
+    """Return the rows that the forest shows, and whether each contrast has a single one."""
+    rows = choice.overall(comparison, pooled_first=True)
+    if len(rows) + len(comparison.contrasts) > FOREST_LIMIT:
+        rows = choice.chief(comparison) if len(comparison.pooled) else rows
+        rows, _ = choice.telling(rows, FOREST_LIMIT)
+    seen = [(row["objective"], row["baseline"]) for row in rows]
+    return rows, len(set(seen)) == len(seen)
+
+
+def _forest_lines(comparison: Comparison, rows: Sequence[Row], compact: bool) -> list[tuple[str, Row | None]]:
+    """Return what stands on each line: a label and its row, or a heading and None."""
+    if compact:
+        return [("\n".join(fold(choice.name(comparison, row), LABEL, 2)), row) for row in rows]
+    lines: list[tuple[str, Row | None]] = []
+    before = None
+    for row in rows:
+        if (row["objective"], row["baseline"]) != before:
+            before = (row["objective"], row["baseline"])
+            lines.append((cut(f"{row['objective']} against {row['baseline']}", 90), None))
+        lines.append((" ← ".join(model(name, 15) for name in place_text(row).split(" ← ")), row))
     return lines
 
 
-def _forest_row(axes: Axes, comparison: Comparison, row: Mapping[str, Any], y: int, scale: float) -> None:
+def _forest_caption(comparison: Comparison, margin: float) -> str:
+    against = choice.one_baseline(comparison)
+    right = f"right: better than {cut(against, 30)}" if against else "right: the first named is better"
+    level = f"{100 * (1 - comparison.alpha):g} % interval; band: ±{margin:g} {unit(comparison)}"
+    level += f" (equivalent: the {100 * (1 - 2 * comparison.alpha):g} % interval lies inside)"
+    return f"difference in {unit(comparison)}  ({right})\n{level}"
+
+
+def _forest_row(axes: Axes, comparison: Comparison, row: Row, label: str, y: float) -> None:
     """Draw one line: name, interval, number, verdict."""
-    colour, pooled = VERDICT[row["verdict"]], row["student"] == "all" and row["teacher"] == "all"
+    colour, pooled, scale = VERDICT[row["verdict"]], choice.is_pooled(row), factor(comparison)
     delta, low, high = (scale * row[name] for name in ("delta", "ci_low", "ci_high"))
     if math.isfinite(low):
         axes.plot([low, high], [y, y], color=colour, lw=3 if pooled else 2, solid_capstyle="butt", zorder=2)
-    mark = "D" if pooled else "o"
-    axes.plot([delta], [y], mark, color=colour, ms=7 if pooled else 6, mec="white", mew=0.8, zorder=3)
+    axes.plot([delta], [y], "D" if pooled else "o", color=colour, ms=7 if pooled else 6, mec="white", mew=0.8, zorder=3)
     beside = axes.get_yaxis_transform()
-    axes.text(-0.04, y, _short_place(row), transform=beside, ha="right", va="center", fontsize=9.5)
+    axes.text(-0.04, y, label, transform=beside, ha="right", va="center", fontsize=9.5, linespacing=1.05)
     interval = f"{number(comparison, row['ci_low'])} to {number(comparison, row['ci_high'])}"
     text = f"{number(comparison, row['delta'], sign=True)}  [{interval}]"
     axes.text(1.04, y, text, transform=beside, va="center", fontsize=9.5)
-    axes.text(1.72, y, row["verdict"], transform=beside, va="center", fontsize=9.5, color=colour, weight="bold")
+    axes.text(1.55, y, row["verdict"], transform=beside, va="center", fontsize=9.5, color=colour, weight="bold")
 
 
-def _limits(rows: Sequence[Mapping[str, Any]], scale: float, margin: float) -> tuple[float, float]:
+def _limits(rows: Sequence[Row], scale: float, margin: float) -> tuple[float, float]:
     """Return x limits that hold every interval and the margin, but are not ruled by one very wide interval."""
     ends = [abs(scale * row[name]) for row in rows for name in ("ci_low", "ci_high") if math.isfinite(row[name])]
     deltas = [abs(scale * row["delta"]) for row in rows]
@@ -114,97 +132,22 @@ def _limits(rows: Sequence[Mapping[str, Any]], scale: float, margin: float) -> t
     return low - pad, high + pad
 
 
-def scaling(means: pd.DataFrame, path: Path, *, points: bool = True) -> None:
-    """Draw the overall score of each objective against the teacher, one panel a student.
-
-    Teachers stand in the order of `means`; a line an objective with its sd over seeds, the floor and arms that need no
-    teacher as dashed lines, the teacher itself as markers.
-    """
-    overall = means[means.task == OVERALL]
-    teachers = list(dict.fromkeys(name for name in overall.teacher if not pd.isna(name)))
-    students = list(dict.fromkeys(name for name in overall.student if not pd.isna(name))) or [None]
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(max(5.2, 3.5 * len(students) + 2.0), 3.9), layout="constrained")
-        panels = figure.subplots(1, len(students), sharey=True, squeeze=False)[0]
-        for axes, student in zip(panels, students, strict=True):
-            _panel(axes, overall, student, teachers, 100.0 if points else 1.0)
-            axes.set_title(f"student {student}", fontsize=10)
-            axes.set_xlabel("teacher", color=FAINT)
-        panels[0].set_ylabel("score in points" if points else "score", color=FAINT)
-        found: dict[str, Any] = {}
-        for axes in panels:
-            for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-                found.setdefault(label, handle)
-        figure.legend(found.values(), found.keys(), loc="outside right upper", frameon=False, fontsize=9)
-        _save(figure, path)
-
-
-def _panel(axes: Axes, overall: pd.DataFrame, student: str | None, teachers: list[str], scale: float) -> None:
-    """Draw one student's lines."""
-    trained = [name for name in dict.fromkeys(overall.objective) if name not in ("floor", "ceiling")]
-    at = {name: position for position, name in enumerate(teachers)}
-    for position, objective in enumerate(trained):
-        mine = overall[(overall.objective == objective) & (overall.student == student)]
-        colour, mark = LINES[position % len(LINES)], MARKS[position % len(MARKS)]
-        shift = 0.04 * (position - (len(trained) - 1) / 2)  # bars of equal scores stay apart
-        free = mine[mine.teacher.isna()]
-        with_teacher = mine[mine.teacher.isin(teachers)].sort_values("teacher", key=lambda names: names.map(at))
-        for value in free["mean"]:
-            axes.axhline(scale * value, color=colour, lw=1.5, ls=(0, (6, 3)), label=objective)
-        if len(with_teacher):
-            x = [at[name] + shift for name in with_teacher.teacher]
-            sd = scale * with_teacher.sd_seeds.fillna(0)
-            y = scale * with_teacher["mean"]
-            axes.errorbar(x, y, sd, color=colour, marker=mark, ms=5, lw=1.8, elinewidth=1, capsize=2, label=objective)
-    for value in overall[(overall.objective == "floor") & (overall.student == student)]["mean"]:
-        axes.axhline(scale * value, color=FAINT, lw=1.2, ls=(0, (2, 2)), label="floor (untouched)")
-    ceiling = overall[(overall.objective == "ceiling") & (overall.student.isna() | (overall.student == student))]
-    ceiling = ceiling[ceiling.teacher.isin(teachers)]
-    x = [at[name] for name in ceiling.teacher]
-    axes.plot(x, scale * ceiling["mean"], "*", color=INK, ms=9, ls="none", label="ceiling (teacher)")
-    axes.set_xticks(range(len(teachers)), [_short(name, 14) for name in teachers])
-    axes.set_xlim(-0.4, max(len(teachers) - 0.6, 0.4))
-    axes.grid(axis="y", color=GRID, lw=0.8)
-    axes.set_axisbelow(True)
-
-
-def curves(history: pd.DataFrame, path: Path) -> None:
-    """Draw the training loss against the step: a line an objective, the mean over all its cells.
-
-    Losses of different objectives are different functions: the picture shows whether each settles, not which is lower.
-
-    Args:
-        history: columns `objective, step, loss`, in nats a token.
-    """
-    mean = history.groupby(["objective", "step"], sort=False)["loss"].mean().reset_index().sort_values("step")
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7.2, 3.6), layout="constrained")
-        axes = figure.subplots()
-        for position, objective in enumerate(dict.fromkeys(history.objective)):
-            mine = mean[mean.objective == objective]
-            mark = "o" if len(mine) == 1 else None
-            axes.plot(mine.step, mine.loss, color=LINES[position % len(LINES)], lw=1.6, marker=mark, label=objective)
-        axes.set(xlabel="step", ylabel="training loss")
-        axes.grid(axis="y", color=GRID, lw=0.8)
-        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=9)
-        _save(figure, path)
-
-
-def _short_place(row: Mapping[str, Any]) -> str:
-    """Return the place without the owners of Hub names, cut to the width beside the axes."""
-    names = [_short(name.rsplit("/", 1)[-1], 14) for name in place_text(row).split(" ← ")]
-    return " ← ".join(names)
-
-
-def _short(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: length - 1] + "…"
+def factor(comparison: Comparison) -> float:
+    """Return what turns a score into the number that is shown: 100 for points."""
+    return 100.0 if comparison.points else 1.0
 
 
 def _save(figure: Figure, path: Path) -> None:
-    """Write the picture, the same bytes each time: no date, ids from a fixed salt."""
-    buffer = io.BytesIO()
-    if path.suffix == ".svg":
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    else:
-        figure.savefig(buffer, format="png", dpi=160, metadata={"Software": None})
-    atomic_write(path, buffer.getvalue())
+    """Write the picture, the same bytes each time: no date, ids from a fixed salt.
+
+    Args:
+        path: ends in .svg or .png; without a suffix both are written, which lays the picture out once.
+    """
+    for kind in [path.suffix] if path.suffix else [".svg", ".png"]:
+        buffer = io.BytesIO()
+        if kind == ".svg":
+            figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+        else:
+            figure.savefig(buffer, format="png", dpi=160, metadata={"Software": None})
+        figure.set_layout_engine("none")
+        atomic_write(path.with_suffix(kind), buffer.getvalue())

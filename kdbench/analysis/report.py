@@ -1,34 +1,27 @@
-"""The report of one suite: a page that needs nothing but itself, the same in Markdown, and the forest plot alone."""
+"""The report of one suite: a page that needs nothing but itself, the same in Markdown, its pictures and its numbers."""
 
 from __future__ import annotations
 
-import math
 import re
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdbench.analysis import plots, words
+from kdbench.analysis import export, methods, words
+from kdbench.analysis.advice import advice
 from kdbench.analysis.page import PAGE
-from kdbench.files import atomic_write
+from kdbench.analysis.section import Context, Section
+from kdbench.analysis.sections import build
+from kdbench.files import atomic_write, write_json
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from kdbench.analysis.verdict import Comparison
 
-INTRINSIC = {  # metric in the store → head of its column
-    "nats_per_token": "held-out nats/token",
-    "kl_to_teacher": "KL to teacher",
-    "reverse_kl_to_teacher": "reverse KL to teacher",
-    "top1_agreement": "top-1 agreement",
-}
 FILES = ("report.html", "report.md", "forest.svg", "forest.png")
-NAMES = ("objective", "student", "teacher", "seed", "status", "loss")
-CELL_COLUMNS = (*NAMES, *INTRINSIC.values(), "seconds", "key", "model")
-UNTUNED = "Objectives were not tuned: one learning rate and one set of hyper-parameters served all of them"
-Table = tuple[str, Sequence[str], list[list[str]]]  # title, head, rows
+FOLDER = "report"  # the other pictures, and the numbers
+LONG = 24  # rows; a longer table is folded
 
 
 def write(
@@ -39,8 +32,12 @@ def write(
     facts: Mapping[str, str],
     cells: Sequence[Mapping[str, Any]],
     history: pd.DataFrame | None,
+    **more: Any,
 ) -> dict[str, Path]:
-    """Write report.html, report.md, forest.svg and forest.png, and return their paths by name.
+    """Write the report and return its files by their path in `folder`.
+
+    These are report.html, report.md, forest.svg and forest.png, and in report/ every other picture as SVG and PNG, and
+    comparison.csv and comparison.json.
 
     Args:
         folder: made if it is missing.
@@ -50,80 +47,31 @@ def write(
         cells: `key, objective, student, teacher, seed, status, loss, seconds, model` of every cell, failed ones too,
             and its `metrics`, of which the intrinsic ones are shown.
         history: `objective, step, loss` for the training curves, or None.
+        more: the other fields of `sections.Context`.
 
     Raises:
         StoreError: the folder cannot be written.
     """
+    known = Context(comparison, facts, cells, history, **more)
+    sections = build(known)
     paths = {name: folder / name for name in FILES}
-    plots.forest(comparison, paths["forest.svg"])
-    plots.forest(comparison, paths["forest.png"])
-    pictures = {"forest": paths["forest.svg"].read_text(encoding="utf-8"), **_pictures(comparison, history)}
-    tables = words.sections(comparison)
-    method = paragraphs(comparison, facts)
-    listed = ("Cells", CELL_COLUMNS, [[_cell(name, _fact(cell, name)) for name in CELL_COLUMNS] for cell in cells])
-    atomic_write(paths["report.html"], _html(comparison, suite, facts, tables, listed, method, pictures))
-    atomic_write(paths["report.md"], _markdown(comparison, suite, facts, tables, listed, method))
-    return paths
+    pictures = {section.name: _drawn(folder, section, paths) for section in sections if section.draw}
+    numbers = {name: folder / FOLDER / name for name in ("comparison.csv", "comparison.json")}
+    atomic_write(numbers["comparison.csv"], export.csv(comparison))
+    write_json(numbers["comparison.json"], export.document(comparison))
+    answer = advice(comparison, tuned=bool(facts.get("tuning")))
+    atomic_write(paths["report.html"], _html(known, suite, answer, sections, pictures))
+    atomic_write(paths["report.md"], _markdown(known, suite, answer, sections))
+    return paths | {f"{FOLDER}/{name}": path for name, path in numbers.items()}
 
 
-def paragraphs(comparison: Comparison, facts: Mapping[str, str]) -> list[str]:
-    """Return how the verdict was reached, in sentences."""
-    table = comparison.table[comparison.table.task == words.OVERALL]
-    tasks = [name for name in dict.fromkeys(comparison.table.task) if name != words.OVERALL]
-    unit = "points" if comparison.points else "units of score"
-    seeds, items = _span(table.n_seeds), _span(table.n_items)
-    family = f"{len(table)} overall {'row' if len(table) == 1 else 'rows'}"
-    contrasts = ", ".join(f"{a} against {b}" for a, b in comparison.contrasts)
-    return [
-        f"Contrasts: {contrasts}. Tasks: {', '.join(tasks)}; {seeds} seeds and {items} items in a row. "
-        f"Within a seed every objective has the same initial student, the same batches in the same order and the same "
-        f"items, so differences are paired.",
-        f"Method: {comparison.method}",
-        f"The confirmatory family has {family}, tested at {comparison.alpha:g}. Differences within "
-        f"±{words.number(comparison, comparison.margin)} {unit} count as equivalent.",
-        f"{facts.get('tuning', UNTUNED).rstrip('.')}.",
-        "Gap recovered is (score − floor) / (ceiling − floor): the floor is the untouched student, the ceiling "
-        "its teacher.",
-    ]
-
-
-def _span(values: Any) -> str:
-    low, high = int(values.min()), int(values.max())
-    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
-
-
-def _fact(cell: Mapping[str, Any], name: str) -> Any:
-    for metric, head in INTRINSIC.items():
-        if name == head:
-            return cell.get("metrics", {}).get(metric)
-    return cell.get(name)
-
-
-def _cell(name: str, value: Any) -> str:
-    """Return one fact of a cell as text."""
-    if value is None or (isinstance(value, float) and not math.isfinite(value)):
-        return "–"
-    if name == "loss" or name in INTRINSIC.values():
-        return f"{value:.4f}"
-    if name == "seconds":
-        return f"{value:,.1f}"
-    return str(value)[:12] if name == "key" else str(value)
-
-
-def _pictures(comparison: Comparison, history: pd.DataFrame | None) -> dict[str, str]:
-    """Return the other pictures as SVG: scores against the teacher, and training curves where there is a history."""
-    drawn: dict[str, Callable[[Path], None]] = {}
-    if comparison.means.teacher.notna().any():
-        drawn["scaling"] = lambda path: plots.scaling(comparison.means, path, points=comparison.points)
-    if history is not None and len(history):
-        drawn["curves"] = lambda path: plots.curves(history, path)
-    out = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for name, draw in drawn.items():
-            path = Path(folder) / f"{name}.svg"
-            draw(path)
-            out[name] = path.read_text(encoding="utf-8")
-    return out
+def _drawn(folder: Path, section: Section, paths: dict[str, Path]) -> str:
+    """Draw a section's picture as SVG and PNG, enter them into `paths`, and return the SVG."""
+    assert section.draw is not None
+    place = "" if f"{section.name}.svg" in FILES else f"{FOLDER}/"
+    section.draw(folder / place / section.name)
+    paths |= {f"{place}{section.name}.{kind}": folder / place / f"{section.name}.{kind}" for kind in ("svg", "png")}
+    return (folder / place / f"{section.name}.svg").read_text(encoding="utf-8")
 
 
 def inline(svg: str, name: str, label: str) -> str:
@@ -140,39 +88,47 @@ def inline(svg: str, name: str, label: str) -> str:
 
 
 def _html(
-    comparison: Comparison, suite: Mapping[str, str], facts: Mapping[str, str], tables: Sequence[Table], cells: Table,
-    method: Sequence[str], pictures: Mapping[str, str],
+    known: Context, suite: Mapping[str, str], answer: Sequence[str], sections: Sequence[Section],
+    pictures: Mapping[str, str],
 ) -> str:  # fmt: skip
     """Return the page. Everything but our own SVG goes through autoescape."""
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
-    labels = {
-        "forest": "Differences with intervals", "scaling": "Score against teacher",
-        "curves": "Training loss against step: each settles or not; different objectives are different functions",
-    }  # fmt: skip
-    drawn = {name: (labels[name], Markup(inline(svg, name, labels[name]))) for name, svg in pictures.items()}  # noqa: S704
+    drawn = {s.name: Markup(inline(pictures[s.name], s.name, s.says)) for s in sections if s.name in pictures}  # noqa: S704
+    widths = {name: _width(svg) for name, svg in pictures.items()}
     template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return template.from_string(PAGE).render(
-        suite={"question": "", "description": "", **suite}, answer=words.summary(comparison), pictures=drawn,
-        tables=[*tables, cells], verdicts=words.WORDS, method=method, notes=comparison.notes, facts=facts,
+        suite={"question": "", "description": "", **suite}, answer=answer, summary=words.summary(known.comparison),
+        sections=sections, pictures=drawn, widths=widths, verdicts=words.WORDS, long=LONG, facts=known.facts,
+        method=methods.paragraphs(known.comparison, known.facts), notes=known.comparison.notes,
     )  # fmt: skip
 
 
-def _markdown(
-    comparison: Comparison, suite: Mapping[str, str], facts: Mapping[str, str], tables: Sequence[Table], cells: Table,
-    method: Sequence[str],
-) -> str:  # fmt: skip
+def _width(svg: str) -> int:
+    """Return an SVG's own width in CSS pixels, in which its letters have the size they were drawn for."""
+    found = re.search(r'<svg[^>]* width="([\d.]+)pt"', svg)
+    return round(float(found.group(1)) * 96 / 72) if found else 960
+
+
+def _markdown(known: Context, suite: Mapping[str, str], answer: Sequence[str], sections: Sequence[Section]) -> str:
     """Return the report as Markdown."""
     text = words.escape_markdown
-    lines = [f"# {text(suite['name'])}", ""]
-    lines += [f"**{text(answer)}**\n" for answer in words.summary(comparison)]
+    lines = [f"# {text(suite['name'])}", "", f"**{text(' '.join(answer))}**\n"]
     lines += [f"{text(suite[name])}\n" for name in ("question", "description") if suite.get(name)]
-    lines += ["![Differences with intervals](forest.png)", ""]
-    for title, head, rows in [*tables, cells]:
-        lines += [f"## {text(title)}", "", *words.markdown_table(head, rows), ""]
-    lines += ["## Method", "", *(f"{text(part)}\n" for part in method)]
-    if comparison.notes:
-        lines += ["## Notes", "", *(f"- {text(note)}" for note in comparison.notes), ""]
-    lines += ["## Facts", "", *(f"- {text(name)}: {text(str(value))}" for name, value in facts.items()), ""]
+    lines += [f"- {text(sentence)}" for sentence in words.summary(known.comparison)]
+    for section in sections:
+        lines += ["", f"## {text(section.title)}", "", *(f"{text(sentence)}\n" for sentence in section.text)]
+        if section.draw:
+            name = f"{section.name}.png"
+            lines += [f"![{section.says}]({name if name in FILES else f'{FOLDER}/{name}'})", ""]
+        for title, head, rows in section.tables:
+            lines += [*([f"### {text(title)}", ""] if title else []), *words.markdown_table(head, rows), ""]
+        if section.verbatim:
+            lines += ["```", section.verbatim.replace("```", "'''"), "```", ""]
+    lines += ["", "## Method", ""]
+    lines += [f"{text(part)}\n" for part in methods.paragraphs(known.comparison, known.facts)]
+    if known.comparison.notes:
+        lines += ["## Notes", "", *(f"- {text(note)}" for note in known.comparison.notes), ""]
+    lines += ["## Facts", "", *(f"- {text(name)}: {text(str(value))}" for name, value in known.facts.items()), ""]
     return "\n".join(lines)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdbench.errors import ConfigError, StoreError, did_you_mean
 from kdbench.files import read_json
+from kdbench.run import external
 from kdbench.run.store import Store
+from kdbench.suite.external import Arm, External
 from kdbench.suite.matrix import CEILING
 
 if TYPE_CHECKING:
@@ -25,7 +28,8 @@ class SuiteResults:
 
     Attributes:
         plan: suite, overrides, environment and cells as last planned.
-        cells: one dict a cell: its names, `key`, `status` (`ok`, `diverged`, `failed`, `missing`), and what is known.
+        cells: one dict a cell: its names, `key`, `status` (`ok`, `diverged`, `failed`, `missing`), `elsewhere` (whether
+            the student was trained elsewhere), and what is known.
     """
 
     store: Store
@@ -41,6 +45,17 @@ class SuiteResults:
     def folder(self) -> Path:
         """Where the report goes."""
         return self.store.suite_folder(self.name)
+
+    @property
+    def seeds(self) -> list[int]:
+        """The suite's seeds."""
+        return self.plan["suite"]["seeds"]
+
+    @cached_property
+    def externals(self) -> dict[str, External]:
+        """The arms of students trained elsewhere: label → settings."""
+        arms = [Arm.model_validate(arm).external for arm in self.plan["suite"].get("arms", ())]
+        return {arm.label: arm for arm in arms}
 
 
 def open_suite(results_dir: Path | str, suite: str | None = None) -> SuiteResults:
@@ -63,6 +78,7 @@ def open_suite(results_dir: Path | str, suite: str | None = None) -> SuiteResult
 def _cell(store: Store, planned: dict[str, Any]) -> dict[str, Any]:
     entry = store.entry("cells", planned["key"])
     facts = {name: planned[name] for name in ("arm", "student", "teacher", "seed", "key")}
+    facts["elsewhere"] = planned["inputs"]["arm"] == external.ARM
     done = entry.done()
     if done is None:
         return facts | {"status": "missing", "path": entry.path}
@@ -89,7 +105,9 @@ def load_scores(results_dir: Path | str, suite: str | None = None, metric: str =
     """Return the item scores of a suite as a tidy table, a row an item.
 
     Columns: `objective` (an arm's label, `floor`, or `ceiling`), `student`, `teacher` (null where none is needed),
-    `seed` (null where nothing is drawn), `task`, `item` (id and content hash), `score` (more is better).
+    `seed` (null where nothing is drawn), `task`, `item` (id and content hash), `score` (more is better). Of students
+    trained elsewhere whose seeds do not correspond to the suite's, `seed` is the suite's seed that they are set
+    against: see `kdbench.suite.external.External.stands_beside`.
 
     Args:
         metric: `acc` (0 or 1 an item) or `word_log_likelihood` (nats per word, negative).
@@ -110,11 +128,17 @@ def item_scores(found: SuiteResults, metric: str) -> pandas.DataFrame:
         frame
         for cell in found.cells
         if cell["status"] == "ok"
-        for frame in _frames(cell, metric, found.plan["suite"]["students"])
+        for frame in _frames(cell | {"seed": _row_seed(found, cell)}, metric, found.plan["suite"]["students"])
     ]
     if not frames:
         raise ConfigError(f"suite {found.name!r} has no complete cell in {found.store.root}; run it first")
     return pandas.concat(frames, ignore_index=True)
+
+
+def _row_seed(found: SuiteResults, cell: dict[str, Any]) -> int | None:
+    """Return the seed under which a cell's scores are compared."""
+    arm = found.externals[cell["arm"]] if cell["elsewhere"] else None
+    return arm.stands_beside(cell["seed"], found.seeds) if arm else cell["seed"]
 
 
 def _frames(cell: dict[str, Any], metric: str, students: list[str]) -> list[pandas.DataFrame]:
@@ -136,6 +160,32 @@ def _frames(cell: dict[str, Any], metric: str, students: list[str]) -> list[pand
         )
         frames.append(frame[COLUMNS])
     return frames
+
+
+def external_notes(found: SuiteResults) -> list[str]:
+    """Say of the arms trained elsewhere what a comparison with them can and cannot mean."""
+    there = {cell["arm"] for cell in found.cells if cell["elsewhere"] and cell["status"] == "ok"}
+    arms = {label: arm for label, arm in found.externals.items() if label in there}
+    if not arms:
+        return []
+    about = (
+        f"{', '.join(arms)}: {external.CONTROL}; start, data, budget and tuning may differ, so a difference is one "
+        "between these students and not between objectives alone"
+    )
+    return [about, *(f"{label}: {_seeds_in_words(arm, found.seeds)}" for label, arm in arms.items())]
+
+
+def _seeds_in_words(arm: External, seeds: list[int]) -> str:
+    if not arm.has("seed"):
+        return "one model stands beside all seeds; the interval does not know what another training of it would score"
+    if arm.seeds_correspond:
+        return "paired by seed, since the suite says that its seeds correspond"
+    beside = {own: arm.stands_beside(own, seeds) for own in arm.numbers(seeds)}
+    pairs = ", ".join(f"{own} against {other}" for own, other in beside.items() if other in seeds)
+    return (
+        f"its seeds do not correspond to the suite's, so they are set against others, fixed beforehand (its seed "
+        f"{pairs}); the interval holds the seed variance of both sides, and nothing is gained by pairing"
+    )
 
 
 def history(results: SuiteResults) -> pandas.DataFrame:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
 
+from kdbench.analysis.clusters import codes, grouped
 from kdbench.errors import ConfigError, did_you_mean
 
 COLUMNS = ("objective", "student", "teacher", "seed", "task", "item", "score")
@@ -26,6 +27,7 @@ class Scores:
     values: np.ndarray
     columns: dict[str, slice]  # task -> its items
     arms: dict[str, dict[Place, dict[int | None, int]]]  # objective -> (student, teacher) -> seed -> row
+    clusters: np.ndarray | None = None  # of each column; None where items do not belong together
 
     @property
     def in_unit(self) -> bool:
@@ -66,6 +68,19 @@ class Paired:
     columns: tuple[np.ndarray, ...]  # which items, one array a task
     blocks: tuple[np.ndarray, ...]
     places: int = 1
+    clusters: tuple[np.ndarray | None, ...] = ()  # of each item, one array a task
+    rows: tuple[int, int] = (-1, -1)  # whose scores: equal where two differences share an arm at a place
+
+    @property
+    def n_items(self) -> tuple[int, ...]:
+        """How many items each task has."""
+        return tuple(block.shape[1] for block in self.blocks)
+
+    @property
+    def units(self) -> tuple[np.ndarray, ...]:
+        """The blocks with clusters, where there are any, in place of items."""
+        groups = self.clusters or (None,) * len(self.blocks)
+        return tuple(grouped(block, group) for block, group in zip(self.blocks, groups, strict=True))
 
 
 @dataclass
@@ -96,7 +111,8 @@ def read(frame: pd.DataFrame, tasks: Sequence[str] | None = None) -> Scores:
     """Check tidy scores and pivot them.
 
     Args:
-        frame: columns `objective, student, teacher, seed, task, item, score` and optionally `item_hash`.
+        frame: columns `objective, student, teacher, seed, task, item, score`, and optionally `item_hash` and `cluster`
+            (items of one passage or document carry one value, and count as one draw; null: an item of its own).
         tasks: which tasks to keep, in this order; all, as they appear, by default.
 
     Raises:
@@ -123,7 +139,9 @@ def read(frame: pd.DataFrame, tasks: Sequence[str] | None = None) -> Scores:
     for position, name in enumerate(wanted):
         rank[list(task_names).index(name)] = position
     keep = rank[task_codes] >= 0
-    frame, position = frame[keep], rank[task_codes][keep]
+    position = rank[task_codes]
+    if not keep.all():  # a copy of millions of rows is left out where it can be
+        frame, position = frame[keep], position[keep]
     item_codes, items = pd.factorize(frame["item"])
     key = position * len(items) + item_codes
     present = np.bincount(key, minlength=len(wanted) * len(items)) > 0
@@ -131,7 +149,7 @@ def read(frame: pd.DataFrame, tasks: Sequence[str] | None = None) -> Scores:
     ends = np.cumsum(present.reshape(len(wanted), len(items)).sum(axis=1))
     columns = {name: slice(int(end - start), int(end)) for name, end, start in _slices(wanted, ends)}
     _same_items(frame, column)
-    return _pivot(frame, column, columns)
+    return _pivot(frame, column, columns, codes(frame, column))
 
 
 def _slices(names: list[str], ends: np.ndarray) -> list[tuple[str, int, int]]:
@@ -155,7 +173,7 @@ def _same_items(frame: pd.DataFrame, column: np.ndarray) -> None:
         )
 
 
-def _pivot(frame: pd.DataFrame, column: np.ndarray, columns: dict[str, slice]) -> Scores:
+def _pivot(frame: pd.DataFrame, column: np.ndarray, columns: dict[str, slice], clusters: np.ndarray | None) -> Scores:
     """Return the array of scores and the index of its rows."""
     try:
         score = frame["score"].to_numpy(dtype=float, na_value=np.nan)
@@ -181,7 +199,7 @@ def _pivot(frame: pd.DataFrame, column: np.ndarray, columns: dict[str, slice]) -
     values = np.full(len(cells) * width, np.nan)
     values[flat] = score
     heads = frame.iloc[np.unique(cell, return_index=True)[1]][list(COLUMNS[:4])]
-    return Scores(values.reshape(len(cells), width), columns, _arms(heads))
+    return Scores(values.reshape(len(cells), width), columns, _arms(heads), clusters)
 
 
 def _arms(heads: pd.DataFrame) -> dict[str, dict[Place, dict[int | None, int]]]:
@@ -214,7 +232,8 @@ def pair(scores: Scores, a: str, b: str, place: Place, notes: Notes) -> Paired |
         return None
     left = scores.values[[rows_a.get(seed, rows_a.get(None, -1)) for seed in seeds]]
     right = scores.values[[rows_b.get(seed, rows_b.get(None, -1)) for seed in seeds]]
-    return _common(scores, seeds, left, right, notes, where)
+    found = _common(scores, seeds, left, right, notes, where)
+    return found and replace(found, rows=(min(rows_a.values()), min(rows_b.values())))
 
 
 def _common(
@@ -241,7 +260,8 @@ def _common(
         notes.add("a task has no item that all seeds share, so no comparison", where)
         return None
     blocks = tuple(difference[np.ix_(whole, part)] for part in columns)
-    return Paired(tuple(tasks), tuple(np.array(seeds, dtype=object)[whole]), tuple(columns), blocks)
+    groups = tuple(None if scores.clusters is None else scores.clusters[part] for part in columns)
+    return Paired(tuple(tasks), tuple(np.array(seeds, dtype=object)[whole]), tuple(columns), blocks, clusters=groups)
 
 
 def pool(parts: Sequence[Paired], notes: Notes, where: str) -> Paired | None:
@@ -251,8 +271,8 @@ def pool(parts: Sequence[Paired], notes: Notes, where: str) -> Paired | None:
     as independent evidence. Places weigh the same.
     """
     seeds = [seed for seed in parts[0].seeds if all(seed in part.seeds for part in parts)]
+    blocks, columns, clusters = [], [], []
     tasks = [task for task in parts[0].tasks if all(task in part.tasks for part in parts)]
-    blocks, columns = [], []
     for task in tasks:
         at = [part.tasks.index(task) for part in parts]
         common = parts[0].columns[at[0]]
@@ -264,9 +284,11 @@ def pool(parts: Sequence[Paired], notes: Notes, where: str) -> Paired | None:
             total += part.blocks[index][np.ix_(rows, np.searchsorted(part.columns[index], common))]
         blocks.append(total / len(parts))
         columns.append(common)
+        group = parts[0].clusters[at[0]] if parts[0].clusters else None
+        clusters.append(None if group is None else group[np.searchsorted(parts[0].columns[at[0]], common)])
     if not seeds or not tasks or not all(len(common) for common in columns):
         notes.add("the pairs share no seed or no item, so they were not pooled", where)
         return None
     if any(len(part.seeds) > len(seeds) or len(part.tasks) > len(tasks) for part in parts):
         notes.add("the pooled row uses only seeds and tasks that all pairs share", where)
-    return Paired(tuple(tasks), tuple(seeds), tuple(columns), tuple(blocks), len(parts))
+    return Paired(tuple(tasks), tuple(seeds), tuple(columns), tuple(blocks), len(parts), tuple(clusters))

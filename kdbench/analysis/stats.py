@@ -14,7 +14,6 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from scipy import optimize, special
 from statsmodels.stats.contingency_tables import mcnemar as _mcnemar
-from statsmodels.stats.multitest import multipletests
 
 EXACT_UP_TO = 12  # 2^12 sign patterns are enumerated; above, FLIPS random ones
 FLIPS = 9_999
@@ -33,8 +32,10 @@ class Crossed:
     var_items: float  # of the mean: shrinks as 1 / items, and not with seeds
     df_items: float
     n_seeds: int
-    n_items: int
+    n_items: int  # items, or clusters of items where these are the units
     seed_means: np.ndarray
+    noise: float = 0.0  # of the mean: all of the seed x item residual; var_noise is what of it var_seeds lacks
+    df_seeds: float | None = None  # of var_seeds; None: seeds − 1
 
     @property
     def se(self) -> float:
@@ -45,7 +46,8 @@ class Crossed:
         """Return how many standard errors leave `tail` on one side (see `crossed` on why it is no plain t quantile)."""
         total = self.var_seeds + self.var_noise + self.var_items
         share = self.var_seeds / total if total > 0 else float(self.n_seeds > 1)
-        of_seeds = -float(special.stdtrit(max(self.n_seeds - 1, 1), tail)) if share > 0 else 0.0
+        freedom = max(self.n_seeds - 1, 1) if self.df_seeds is None else self.df_seeds
+        of_seeds = -float(special.stdtrit(freedom, tail)) if share > 0 else 0.0
         of_items = float(special.stdtrit(self.df_items, tail))
         return float(np.sqrt(share * of_seeds**2 + (1 - share) * of_items**2))
 
@@ -68,7 +70,9 @@ def crossed(blocks: Sequence[np.ndarray], weights: Sequence[float] | np.ndarray)
     Interval: half² = t²(S − 1) · var_seeds + t²(items) · (var_noise + var_items), the squares of half-widths added
     (Howe 1974; Graybill & Wang 1980), the items' df after Satterthwaite. One Satterthwaite df for the sum is the
     textbook choice, but with few seeds a seed variance that is small by luck also makes its df large: under the null
-    it rejects up to 13 % at 2 seeds and 8 % at 3, for a nominal 5 %; this one stays at or below 5 %. One item a task
+    it rejects up to 13 % at 2 seeds and 8 % at 3, for a nominal 5 %; this one stays at or below 5 %. Measured
+    (`benchmarks.calibration`: 0/1 scores, 80 to 2,000 items): 95 % intervals cover 94 to 98 % with 3, 6 and 10 seeds,
+    but 99 % with 3 seeds that do not vary, since two degrees of freedom cannot show that they do not. One item a task
     gives the paired t-test over seeds. With one seed only the items' part exists, var_i / I, and says nothing about
     other seeds.
 
@@ -79,11 +83,15 @@ def crossed(blocks: Sequence[np.ndarray], weights: Sequence[float] | np.ndarray)
     n_seeds = blocks[0].shape[0]
     scale = max(float(np.abs(block).max()) for block in blocks)
     seed_means = sum(w * block.mean(axis=1) for w, block in zip(weights, blocks, strict=True))
-    parts = np.array([w * w * _item_variance(block) for w, block in zip(weights, blocks, strict=True)])
+    squares = np.square(np.asarray(weights, dtype=float))
+    noises = squares * [_residual(block) for block in blocks]
+    parts = squares * [_item_variance(block) for block in blocks]
+    if n_seeds > 1:
+        parts = np.maximum(0.0, parts - noises)
     freedom = np.array([max(block.shape[1] - 1, 1) for block in blocks], dtype=float)
     var_seeds = float(np.var(seed_means, ddof=1)) / n_seeds if n_seeds > 1 else 0.0
     var_items, delta = float(parts.sum()), float(np.mean(seed_means))
-    noise = sum(w * w * _residual(block) for w, block in zip(weights, blocks, strict=True))
+    noise = float(noises.sum())
     if var_seeds + noise + var_items <= (_TINY * scale) ** 2:  # NaN (one seed, one item) passes by
         var_seeds = noise = var_items = 0.0
         parts = np.zeros_like(parts)
@@ -91,20 +99,17 @@ def crossed(blocks: Sequence[np.ndarray], weights: Sequence[float] | np.ndarray)
     df_items = var_items**2 / below if below > 0 else float(freedom.sum())
     n_items = sum(block.shape[1] for block in blocks)
     delta = 0.0 if abs(delta) <= _TINY * scale else delta
-    return Crossed(
-        delta, var_seeds, max(0.0, noise - var_seeds), var_items, df_items, n_seeds, n_items, np.asarray(seed_means)
-    )
+    lacking = max(0.0, noise - var_seeds)
+    means = np.asarray(seed_means)
+    return Crossed(delta, var_seeds, lacking, var_items, df_items, n_seeds, n_items, means, noise)
 
 
 def _item_variance(block: np.ndarray) -> float:
-    """Variance that one task's items give its mean, apart from seeds; NaN when there is a single number."""
+    """Variance that one task's items give its mean, the residual included; NaN when there is a single number."""
     n_seeds, n_items = block.shape
     if n_items < 2:
         return 0.0 if n_seeds > 1 else float("nan")
-    items = block.mean(axis=0)
-    if n_seeds == 1:
-        return float(np.var(items, ddof=1)) / n_items
-    return max(0.0, float(np.var(items, ddof=1)) / n_items - _residual(block))
+    return float(np.var(block.mean(axis=0), ddof=1)) / n_items
 
 
 def _residual(block: np.ndarray) -> float:
@@ -112,8 +117,9 @@ def _residual(block: np.ndarray) -> float:
     n_seeds, n_items = block.shape
     if n_seeds < 2 or n_items < 2:
         return 0.0
-    rest = block - block.mean(axis=1, keepdims=True) - block.mean(axis=0) + block.mean()
-    return float(np.einsum("si,si->", rest, rest)) / ((n_seeds - 1) * (n_items - 1) * n_seeds * n_items)
+    rest = block - block.mean(axis=0)  # what items share is gone; then what seeds share
+    total = float(np.einsum("si,si->", rest, rest)) - n_items * float(np.square(rest.mean(axis=1)).sum())
+    return max(0.0, total) / ((n_seeds - 1) * (n_items - 1) * n_seeds * n_items)
 
 
 def t_interval(fit: Crossed, level: float) -> tuple[float, float]:
@@ -218,11 +224,21 @@ def bootstrap_interval(fit: Crossed, resampled: np.ndarray, level: float) -> tup
 
 
 def adjust(p_values: np.ndarray, method: str) -> np.ndarray:
-    """Return p-values adjusted by `holm` or `fdr_bh`; NaN (no test was made) stays NaN, outside the family."""
+    """Return p-values adjusted by `holm`, `bonferroni` or `fdr_bh`; NaN (no test was made) stays outside the family.
+
+    As `statsmodels.stats.multitest.multipletests` does, which collects garbage at every call (0.1 s and more).
+    """
     adjusted = np.full(len(p_values), np.nan)
-    tested = ~np.isnan(p_values)
-    if tested.any():
-        adjusted[tested] = multipletests(p_values[tested], method=method)[1]
+    tested = np.flatnonzero(~np.isnan(p_values))
+    order = tested[np.argsort(p_values[tested], kind="stable")]
+    size, ascending = len(order), p_values[order]
+    if method == "fdr_bh":
+        found = np.minimum.accumulate((ascending * size / np.arange(1, size + 1))[::-1])[::-1]
+    elif method == "holm":
+        found = np.maximum.accumulate(ascending * np.arange(size, 0, -1))
+    else:
+        found = ascending * size
+    adjusted[order] = np.minimum(1.0, found)
     return adjusted
 
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 
 from kdbench.analysis import stats
 from kdbench.analysis.checkpoints import checkpoints
-from kdbench.analysis.means import mean_scores
-from kdbench.analysis.remarks import BOOTSTRAP_FROM, MODEL, exact_test, in_words, remark
-from kdbench.analysis.scores import Notes, Paired, Place, Scores, pair, pool, read
+from kdbench.analysis.inference import OVERALL, Cell, Question, family
+from kdbench.analysis.looks import level_now
+from kdbench.analysis.means import gaps_of, mean_scores
+from kdbench.analysis.ranking import best_sets
+from kdbench.analysis.remarks import in_words, remark
+from kdbench.analysis.scores import Notes, Scores, pair, pool, read
 from kdbench.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
@@ -22,17 +24,22 @@ if TYPE_CHECKING:
 
 __all__ = ["Comparison", "checkpoints", "compare"]
 
-KEY = ["student", "teacher", "task", "objective", "baseline"]
-COLUMNS = [*KEY, "delta", "ci_low", "ci_high", "p_value", "p_adjusted", "verdict", "n_seeds", "n_items"]
-DETAILS = [*KEY, "method", "se", "var_seeds", "var_items", "p_model", "p_sign_flip", "tost_low", "tost_high"]
-DETAILS += ["mde", "seeds_needed"]
-OVERALL = "overall"
 FLOOR, CEILING = "floor", "ceiling"
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` found. Differences and means are in units of `score`; `delta` is objective − baseline."""
+    """What `compare` found. Differences and means are in units of `score`; `delta` is objective − baseline.
+
+    Attributes:
+        table: a row a contrast, place and task, and `overall`; `p_adjusted` within the family of the overall rows.
+        pooled: the same over all places, where there are several.
+        details: more numbers for every row of both: standard error, detectable difference, effect size (d_z over
+            seeds, with Hedges' correction), difference in units of ceiling − floor, max-T p, simultaneous interval.
+        best: which objectives may be the best, for each place and over all (`all`): see `ranking.best_sets`.
+        variance: seed, item and residual variance of one paired difference; an estimate below 0 reads as none.
+        alpha: the level that rows are judged at; at a planned look, that look's share.
+    """
 
     table: pd.DataFrame
     pooled: pd.DataFrame
@@ -45,6 +52,10 @@ class Comparison:
     margin: float
     contrasts: list[tuple[str, str]]
     points: bool  # scores lie in 0..1 and read as points, x 100
+    best: pd.DataFrame = field(default_factory=pd.DataFrame)
+    variance: pd.DataFrame = field(default_factory=pd.DataFrame)
+    looks: tuple[int, ...] = ()
+    adjustment: str = "Holm"  # of the overall rows' p; "Bonferroni" where few seeds borrow the family's variance
 
     def sentence(self, row: Mapping[str, Any]) -> str:
         """Return one row of `table` or `pooled` in plain words."""
@@ -76,20 +87,6 @@ class Comparison:
         return as_json(self)
 
 
-Cell = tuple[Place, str, str, Paired]  # where, objective, baseline, differences
-
-
-@dataclass(frozen=True)
-class _Question:
-    """What was asked, checked."""
-
-    weights: Mapping[str, float] | None
-    alpha: float
-    margin: float
-    resampler: stats.Resampler
-    task_order: list[str]
-
-
 def compare(
     scores: pd.DataFrame,
     baseline: str | None = None,
@@ -100,20 +97,24 @@ def compare(
     weights: Mapping[str, float] | None = None,
     alpha: float = 0.05,
     margin: float = 0.01,
+    looks: Sequence[int] | None = None,
     seed: int = 0,
 ) -> Comparison:
     """Ask of each objective whether it is better than its baseline, with seeds and items random and tasks fixed.
 
     Args:
-        scores: tidy rows `objective, student, teacher, seed, task, item, score[, item_hash]`; null teacher or seed:
-            the arm needs none, and stands beside every value of the other arm.
+        scores: tidy rows `objective, student, teacher, seed, task, item, score[, item_hash][, cluster]`; null teacher
+            or seed: the arm needs none, and stands beside every value of the other arm. Items of one `cluster` (a
+            passage, a document) count as one draw.
         baseline: contrast every other objective with it; `floor` and `ceiling` only when named in `objectives`.
         contrasts: (objective, baseline) pairs, instead of `baseline`.
         objectives: contrast only these.
         tasks: use only these.
         weights: of the tasks in `overall`; equal by default.
-        alpha: family-wise error of the overall rows (Holm), and of the pooled rows.
+        alpha: family-wise error of the overall rows (Holm; Bonferroni where few seeds borrow variance from four
+            contrasts or more), and of the pooled rows.
         margin: differences inside ±margin count as equivalent, in units of score.
+        looks: numbers of seeds at which the results are looked at, fixed beforehand: alpha is spent over them.
         seed: of resampling.
 
     Raises:
@@ -123,7 +124,7 @@ def compare(
         raise ConfigError(f"alpha must lie in 0..0.5 and margin above 0; found alpha={alpha}, margin={margin}")
     data = read(scores, tasks)
     wanted = _contrasts(data, baseline, contrasts, objectives)
-    asked = _Question(_checked(weights, data), alpha, margin, stats.Resampler(seed), list(data.columns))
+    weights = _checked(weights, data)
     notes = Notes()
     cells: list[Cell] = []
     pooled: list[Cell] = []
@@ -136,15 +137,25 @@ def compare(
         cells += [(place, a, b, paired) for place, paired in parts]
         if len(parts) > 1 and (whole := pool([paired for _, paired in parts], notes, f"{a} against {b}")):
             pooled.append((("all", "all"), a, b, whole))
-    table, table_details = _family(cells, asked)
-    pooled_table, pooled_details = _family(pooled, asked)
-    remark(notes, cells, len(data.columns), alpha)
-    frames = [frame for frame in (table_details, pooled_details) if len(frame)]
+    means = mean_scores(data, weights)
+    most = max(len(paired.seeds) for *_, paired in cells)
+    level, look, judged = level_now(looks, most, alpha)
+    resampler, gaps = stats.Resampler(seed), gaps_of(means, [place for place, *_ in cells])
+    asked = Question(weights, level, margin, resampler, list(data.columns), data.values.shape[1], judged, gaps)
+    single, whole = family(cells, asked), family(pooled, asked)
+    remark(notes, cells, len(data.columns), level)
+    method = in_words(list(single.details.method), level, single.adjustment, single.method)
     smallest = min(stats.smallest_sign_flip_p(len(paired.seeds)) for *_, paired in cells)
     return Comparison(
-        table, pooled_table, mean_scores(data, asked.weights), pd.concat(frames, ignore_index=True), notes.lines(),
-        in_words(list(table_details.method), alpha), smallest, alpha, margin, wanted, data.in_unit,
+        single.table, whole.table, means, _joined(single.details, whole.details),
+        [*([f"{look}."] if look else []), *notes.lines()], method,
+        smallest, level, margin, wanted, data.in_unit, best_sets(data, means, weights, level, seed),
+        _joined(single.variance, whole.variance), tuple(looks or ()), single.adjustment,
     )  # fmt: skip
+
+
+def _joined(*frames: pd.DataFrame) -> pd.DataFrame:
+    return pd.concat([frame for frame in frames if len(frame)], ignore_index=True)
 
 
 def _contrasts(
@@ -184,80 +195,3 @@ def _checked(weights: Mapping[str, float] | None, data: Scores) -> Mapping[str, 
         if value is None or not math.isfinite(value) or value <= 0:
             raise ConfigError(f"weights must give every task a number above 0; task {task!r} has {value}")
     return weights
-
-
-def _family(cells: list[Cell], asked: _Question) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the rows of one family, adjusted and judged: the columns of `table`, and those of `details`."""
-    size = sum(len(paired.seeds) > 1 for *_, paired in cells)
-    rows = [row for cell in cells for row in _rows(*cell, asked, size)]
-    frame = pd.DataFrame(rows, columns=[*COLUMNS, *DETAILS[len(KEY) :]])
-    for name in KEY:  # a student or teacher of None stays None
-        frame[name] = pd.Series([row[name] for row in rows], dtype=object)
-    overall = (frame.task == OVERALL).to_numpy(dtype=bool)
-    p_values = frame.p_value.to_numpy(dtype=float)
-    adjusted = np.full(len(frame), np.nan)
-    adjusted[overall] = stats.adjust(p_values[overall], "holm")
-    adjusted[~overall] = stats.adjust(p_values[~overall], "fdr_bh")
-    frame["p_adjusted"] = adjusted
-    frame["verdict"] = [_verdict(row, asked) for row in frame.to_dict("records")]
-    frame.loc[frame.verdict != "undecided", "seeds_needed"] = np.nan
-    return frame[COLUMNS].copy(), frame[DETAILS].copy()
-
-
-def _rows(place: Place, a: str, b: str, paired: Paired, asked: _Question, size: int) -> list[dict[str, Any]]:
-    """Return one row a task and the overall row of one contrast at one place."""
-    given = np.array([1.0 if asked.weights is None else asked.weights[task] for task in paired.tasks])
-    n_seeds, resampled = len(paired.seeds), None
-    if n_seeds >= BOOTSTRAP_FROM:
-        positions = [asked.task_order.index(task) for task in paired.tasks]
-        resampled = asked.resampler.means(paired.blocks, positions)
-    exact = exact_test(n_seeds, size, asked.alpha)
-    head = dict(zip(("student", "teacher", "objective", "baseline"), (*place, a, b), strict=True))
-    parts = [(task, [i], np.ones(1), 1) for i, task in enumerate(paired.tasks)]
-    parts.append((OVERALL, list(range(len(paired.tasks))), given / given.sum(), size))
-    rows = []
-    for task, which, weights, family in parts:
-        fit = stats.crossed([paired.blocks[i] for i in which], weights)
-        shape = None if resampled is None else weights @ resampled[which]
-        rows.append({**head, "task": task, **_estimate(fit, shape, exact, family, asked)})
-    return rows
-
-
-def _estimate(
-    fit: stats.Crossed, shape: np.ndarray | None, exact: bool, family: int, asked: _Question
-) -> dict[str, Any]:
-    """Return the numbers of one row.
-
-    Where sign flipping can reach alpha in its family (a fact of the design, known before any score), the p-value is the
-    larger of the exact sign-flip p and the model's p: sign flipping alone takes the items as fixed, and when seeds
-    share the luck of a small item sample it rejects true nulls far too often (up to 80 % in simulations).
-    """
-
-    def interval(level: float) -> tuple[float, float]:
-        return stats.t_interval(fit, level) if shape is None else stats.bootstrap_interval(fit, shape, level)
-
-    alone = fit.n_seeds < 2
-    p_model = math.nan if alone else stats.t_p_value(fit)
-    rng = np.random.default_rng([asked.resampler.seed, 2])
-    p_flip = math.nan if alone else stats.sign_flip(fit.seed_means, rng)
-    (low, high), (tost_low, tost_high) = interval(1 - asked.alpha), interval(1 - 2 * asked.alpha)
-    bounds = "items only" if alone else MODEL if shape is None else "hierarchical bootstrap"
-    test = "no test" if alone else f"sign flip and {MODEL}" if exact else MODEL
-    return {
-        "delta": fit.delta, "ci_low": low, "ci_high": high, "p_value": max(p_model, p_flip) if exact else p_model,
-        "n_seeds": fit.n_seeds, "n_items": fit.n_items, "method": f"interval: {bounds}; p: {test}", "se": fit.se,
-        "var_seeds": fit.var_seeds + fit.var_noise, "var_items": fit.var_items, "p_model": p_model,
-        "p_sign_flip": p_flip, "tost_low": tost_low, "tost_high": tost_high,
-        "mde": math.nan if alone else stats.detectable(fit, asked.alpha),
-        "seeds_needed": stats.seeds_needed(fit, asked.alpha / max(family, 1), asked.margin),
-    }  # fmt: skip
-
-
-def _verdict(row: Mapping[str, Any], asked: _Question) -> str:
-    """Return the verdict word of a row. One seed never decides about an objective."""
-    if row["n_seeds"] < 2:
-        return "undecided"
-    if row["p_adjusted"] < asked.alpha:
-        return "better" if row["delta"] > 0 else "worse"
-    inside = -asked.margin < row["tost_low"] and row["tost_high"] < asked.margin
-    return "equivalent" if inside else "undecided"

@@ -55,7 +55,8 @@ def detail(comparison: Comparison, row: Mapping[str, Any]) -> dict[str, Any]:
     raise KeyError(f"no such row: {dict(row)}")
 
 
-def _unit(comparison: Comparison) -> str:
+def unit(comparison: Comparison) -> str:
+    """Return what differences and scores are counted in."""
     return "points" if comparison.points else "units of score"
 
 
@@ -69,12 +70,12 @@ def sentence(comparison: Comparison, row: Mapping[str, Any]) -> str:
     p = p_text(row["p_adjusted"])
     p = f"p {p}" if p.startswith("<") else f"p = {p}"
     p = p if row["p_adjusted"] == row["p_value"] else f"adjusted {p}"
-    size, unit = number(comparison, abs(row["delta"])), _unit(comparison)
+    size, kind = number(comparison, abs(row["delta"])), unit(comparison)
     if verdict == "better":
-        return f"{a} beats {b} {where} by {size} {unit} ({level} interval {interval}, {p}, {sample})."
+        return f"{a} beats {b} {where} by {size} {kind} ({level} interval {interval}, {p}, {sample})."
     if verdict == "worse":
         about = f"{level} interval of the difference {interval}, {p}, {sample}"
-        return f"{a} does worse than {b} {where} by {size} {unit} ({about})."
+        return f"{a} does worse than {b} {where} by {size} {kind} ({about})."
     delta = number(comparison, row["delta"], sign=True)
     more = detail(comparison, row)
     if verdict == "equivalent":
@@ -82,8 +83,8 @@ def sentence(comparison: Comparison, row: Mapping[str, Any]) -> str:
         inside = (
             f"{100 * (1 - 2 * comparison.alpha):g} % interval {inside}, within ±{number(comparison, comparison.margin)}"
         )
-        return f"{a} and {b} are equivalent {where}: the difference is {delta} {unit} ({inside}, {sample})."
-    told = f"{a} and {b} cannot be told apart {where}: the difference is {delta} {unit}"
+        return f"{a} and {b} are equivalent {where}: the difference is {delta} {kind} ({inside}, {sample})."
+    told = f"{a} and {b} cannot be told apart {where}: the difference is {delta} {kind}"
     if row["n_seeds"] == 1:
         return f"{told} ({level} interval {interval}, items only, {sample}); one seed cannot decide about an objective."
     return f"{told} ({level} interval {interval}, {p}, {sample}); {_seeds(comparison, more)}."
@@ -102,10 +103,10 @@ def _seeds(comparison: Comparison, more: Mapping[str, Any]) -> str:
 
     needed, mde = more["seeds_needed"], number(comparison, more["mde"])
     if _null(needed):
-        return f"more seeds alone would not decide it, more items might (detectable now: {mde} {_unit(comparison)})"
+        return f"more seeds alone would not decide it, more items might (detectable now: {mde} {unit(comparison)})"
     if needed >= SEEDS_CAP:
         return f"more than {SEEDS_CAP:,} seeds would be needed to decide it"
-    return f"about {int(needed):,} seeds would decide it (detectable now: {mde} {_unit(comparison)})"
+    return f"about {int(needed):,} seeds would decide it (detectable now: {mde} {unit(comparison)})"
 
 
 def summary(comparison: Comparison) -> list[str]:
@@ -141,7 +142,7 @@ def _decided(comparison: Comparison, rows: Sequence[Mapping[str, Any]]) -> list[
     return [
         *decided,
         f"{len(left)} of {len(rows)} rows are undecided; the differences that they could have shown lie between {low} "
-        f"and {high} {_unit(comparison)}, and p is adjusted for all {len(comparison.contrasts)} contrasts.",
+        f"and {high} {unit(comparison)}, and p is adjusted for all {len(comparison.contrasts)} contrasts.",
     ]
 
 
@@ -183,15 +184,15 @@ def means_cells(comparison: Comparison, *, overall_only: bool = False) -> list[l
 
 def sections(comparison: Comparison) -> list[tuple[str, Sequence[str], list[list[str]]]]:
     """Return (title, head, rows) of every table that is not empty."""
-    unit = _unit(comparison)
+    kind = unit(comparison)
     level = f"{100 * (1 - comparison.alpha):g} % intervals"
     table, pooled = comparison.table, comparison.pooled
     found = [
-        (f"Over all pairs, in {unit}, {level}, p by Holm", pooled[pooled.task == OVERALL], False),
-        (f"Overall, in {unit}, {level}, p by Holm", table[table.task == OVERALL], False),
+        (f"Over all pairs, in {kind}, {level}, p by {comparison.adjustment}", pooled[pooled.task == OVERALL], False),
+        (f"Overall, in {kind}, {level}, p by {comparison.adjustment}", table[table.task == OVERALL], False),
     ]
     if table.task.nunique() > 2:  # with one task, it is the overall row
-        title = f"Per task, exploratory, in {unit}, {level}, p by Benjamini-Hochberg"
+        title = f"Per task, exploratory, in {kind}, {level}, p by Benjamini-Hochberg"
         found.append((title, table[table.task != OVERALL], True))
     out: list[tuple[str, Sequence[str], list[list[str]]]] = []
     for title, frame, with_task in found:
@@ -242,7 +243,7 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
         "alpha": comparison.alpha,
         "margin": comparison.margin,
         "contrasts": [list(contrast) for contrast in comparison.contrasts],
-        "unit": _unit(comparison),
+        "unit": unit(comparison),
     }
 
 

@@ -70,11 +70,16 @@ def _linear_tokens(
     log_probs, entropies = [target.new_zeros(0, dtype=torch.float32)], [target.new_zeros(0, dtype=torch.float32)]
     size = chunk_size(taught.head, memory)
     for begin in range(0, len(target), size):
-        part = slice(begin, begin + size)
-        dist = Dist(head_logits(taught.hidden[part], taught.head), target[part])
-        log_probs.append(dist.log_prob_target)
-        entropies.append(dist.entropy)
+        log_prob, entropy = _statistics(taught, target, slice(begin, begin + size))
+        log_probs.append(log_prob)
+        entropies.append(entropy)
     return Tokens(sequence, torch.cat(log_probs), torch.cat(entropies), target=target)
+
+
+def _statistics(taught: TeacherStates, target: Tensor, part: slice) -> tuple[Tensor, Tensor]:
+    """Return log p(target) and entropy of some tokens; the logits of a chunk are gone before the next are made."""
+    dist = Dist(head_logits(taught.hidden[part], taught.head), target[part])
+    return dist.log_prob_target, dist.entropy
 
 
 def _check_linear(chosen, student_hidden, student_head, teacher_hidden, teacher_head, targets, mask) -> None:

@@ -217,6 +217,7 @@ class _Fused(torch.autograd.Function):
                 grad_hidden[part] = (slope @ head).to(hidden.dtype)
             if need_head:
                 grad_head.addmm_(slope.t().to(grad_head.dtype), hidden[part].to(grad_head.dtype))
+            del slope  # before the next chunk needs its room
         ctx.save_for_backward(grad_hidden, None if grad_head is None else grad_head.to(head.dtype))
         names.extend(sums)
         lost = list(_lost(sums).values())

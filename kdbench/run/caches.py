@@ -81,7 +81,9 @@ def _uses(store: Store) -> dict[str, list[_Use]]:
     found: dict[str, list[_Use]] = {}
     for path in sorted(store.root.glob("suites/*/plan.json")):
         try:
-            cells = [cell for cell in read_json(path)["cells"] if cell["inputs"].get("cache")]
+            plan = read_json(path)
+            known = [*plan["cells"], *plan.get("tuning", {}).get("trials", [])]
+            cells = [cell for cell in known if cell["inputs"].get("cache")]
         except (StoreError, KeyError, TypeError):
             continue
         for cell in cells:

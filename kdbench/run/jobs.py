@@ -6,7 +6,8 @@ the objective, protocol and library versions, device type, precision, threads. P
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -18,14 +19,17 @@ from kdbench.api import Sampling
 from kdbench.distill import data, layouts, models, rollout
 from kdbench.errors import ConfigError
 from kdbench.evaluate import harness, tasks
-from kdbench.files import digest, sha256_file
+from kdbench.files import sha256_file
 from kdbench.registry import objective, source_digest
+from kdbench.run import external
+from kdbench.run.job import Job
 from kdbench.suite.materials import Model, Pretrain
-from kdbench.suite.matrix import Cell, cells
+from kdbench.suite.matrix import Cell, cells, trials
 from kdbench.suite.schema import Suite, Train
 from kdbench.suite.serving import reads_cache
 
-KEY_LENGTH = 20
+AFTER = "after_tuning"  # the key under which inputs name the trials that a cell waits for
+Settle = Callable[[Cell], tuple[Cell, Sequence[Job]]]
 
 
 @cache
@@ -37,41 +41,6 @@ def _version(package: str) -> str:
 @cache
 def _source(module: ModuleType) -> str:
     return sha256_file(Path(str(module.__file__)))
-
-
-@dataclass(frozen=True)
-class Job:
-    """One entry of the store to be made.
-
-    Attributes:
-        inputs: what the key is made of.
-        needs: ids of the jobs that must be complete before.
-        context: what the maker must know beside (paths, names); not part of the key.
-        cost: rough FLOP, by which the slowest starts first.
-    """
-
-    kind: str
-    title: str
-    inputs: dict[str, Any]
-    needs: tuple[str, ...] = ()
-    context: dict[str, Any] = field(default_factory=dict)
-    cell: Cell | None = None
-    cost: float = 0.0
-
-    @cached_property
-    def key(self) -> str:
-        """The content key."""
-        return digest(self.inputs)[:KEY_LENGTH]
-
-    @property
-    def id(self) -> str:
-        """kind/key."""
-        return f"{self.kind}/{self.key}"
-
-    def message(self) -> dict[str, Any]:
-        """What a worker process is told."""
-        known = {"kind": self.kind, "key": self.key, "title": self.title, "inputs": self.inputs}
-        return known | {"needs": list(self.needs), "context": self.context}
 
 
 def training(settings: Train | Pretrain, length: int) -> dict[str, Any]:
@@ -125,10 +94,23 @@ class Planner:
             "threads": self.runtime.threads,
         }
 
-    def all(self) -> list[Job]:
-        """Return every job, each after those it needs."""
-        self.cells = [(cell, self._cell(cell)) for cell in cells(self.suite)]
+    def all(self, settle: Settle = lambda cell: (cell, ())) -> list[Job]:
+        """Return every job, each after those it needs.
+
+        Args:
+            settle: gives a cell the training settings that were chosen for it, and the jobs of the trials that must end
+                before they can be. A cell with such is in `cells` alone: its key is not known yet.
+        """
+        self.cells = [(cell, self._cell(cell, after)) for cell, after in map(settle, cells(self.suite))]
         return list(self.jobs.values())
+
+    def trials(self, points: Sequence[dict[str, Any]]) -> list[tuple[Cell, Job]]:
+        """Add the cells by which `tune:` chooses among settings; return them with their jobs."""
+        return [(cell, self._cell(cell)) for cell in trials(self.suite, points)]
+
+    def examination(self, folder: Path) -> Job:
+        """Return the job that examines a saved model which is no cell of the suite."""
+        return self._cell(Cell(folder.name, None, None, None, None, str(folder.resolve())))
 
     def _vocabulary(self) -> int:
         spec = self.suite.data.tokenizer
@@ -197,16 +179,19 @@ class Planner:
             inputs["pack"] = True
         return self._add(Job("texts", "tokenised text", inputs, (tokenizer.id,), self._corpus_context()))
 
-    def _tasks(self) -> Job:
-        examine = self.suite.examine
+    def _tasks(self, trial: bool = False) -> Job:
+        suite = self.suite
         inputs = {
             "protocol": kdbench.PROTOCOL,
             "corpus": self.corpus,
-            "tasks": sorted(examine.tasks),
-            "items": examine.items,
+            "tasks": sorted(suite.examine.tasks),
+            "items": suite.examine.items,
             "source": _source(tasks),
         }
-        return self._add(Job("tasks", "examination tasks", inputs, (), self._corpus_context()))
+        if trial and suite.tune:  # what is reported may never choose
+            inputs |= {"tasks": sorted(suite.compare.tasks), "items": suite.tune.items, "split": "dev"}
+        title = f"{'tuning' if trial else 'examination'} tasks"
+        return self._add(Job("tasks", title, inputs, (), self._corpus_context()))
 
     def model(self, name: str, seed: int | None) -> Job:
         """Return the job that makes a model's weights, or that copies nothing but names a saved folder."""
@@ -276,7 +261,8 @@ class Planner:
         """Add what decides the training of a cell; return the jobs that it needs."""
         suite, chosen = self.suite, objective(cell.spec or {})
         inputs |= {"objective": chosen.spec(), "objective_source": source_digest(chosen)}
-        inputs |= {"train": training(suite.train, suite.data.length), "tokens": self.distillation_tokens()}
+        settings = Train.model_validate(suite.train.model_dump() | dict(cell.settings))
+        inputs |= {"train": training(settings, suite.data.length), "tokens": self.distillation_tokens()}
         needs, wanted = [], chosen.trajectories
         if wanted.rollout is not None or wanted.fixed == "teacher":
             inputs |= {"rollouts": self._rollouts(), "rollout_source": _source(rollout)}
@@ -290,12 +276,32 @@ class Planner:
                 inputs["signal"], inputs["cache"] = "cache", needs[-1].key
         return needs
 
-    def _cell(self, cell: Cell) -> Job:
-        suite, text, tasks_job = self.suite, self._text(), self._tasks()
+    def _external(self, cell: Cell, inputs: dict[str, Any], needs: list[Job]) -> Job:
+        """Return the examination of a student trained elsewhere; its key knows the weights, neither names nor seed."""
+        inputs |= {"arm": external.ARM, "seed": None}
+        context = {"labels": {"arm": cell.arm, "student": cell.student, "teacher": cell.teacher}}
+        folder = (self.base / str(cell.folder)).resolve()
+        if not folder.is_dir():
+            return self._add(Job("cells", cell.title, inputs | {external.ABSENT: str(cell.folder)}, (), context, cell))
+        try:
+            weights = {"weights": external.fingerprint(folder, self._saved_config), "tokenizer": self._tokenizer().key}
+        except ConfigError as error:
+            raise ConfigError(f"{cell.arm}: {error}") from None
+        title = f"student {cell.folder}"
+        student = self._add(Job("models", title, weights, (self._text().id,), {"path": str(folder)}))
+        roles = {"student": student} | ({"teacher": self.model(cell.teacher, cell.seed)} if cell.teacher else {})
+        inputs |= {role: job.key for role, job in roles.items()}
+        needed = tuple(job.id for job in (*needs, *roles.values()))
+        return self._add(Job("cells", cell.title, inputs, needed, context, cell))
+
+    def _cell(self, cell: Cell, after: Sequence[Job] = ()) -> Job:
+        suite, text, tasks_job = self.suite, self._text(), self._tasks(cell.trial)
         needs = [text, tasks_job]
         examine = suite.examine.model_dump(mode="json", exclude={"items", "tasks"}) | {
-            "tasks": sorted(suite.examine.tasks)
+            "tasks": tasks_job.inputs["tasks"]
         }
+        if cell.trial:
+            examine["split"] = tasks_job.inputs["split"]
         inputs: dict[str, Any] = {
             "arm": cell.arm if cell.spec is None else "objective",
             "seed": cell.seed,
@@ -303,6 +309,8 @@ class Planner:
             "tasks": tasks_job.key,
             "examine": examine | {"source": _source(harness), "lm_eval": _version("lm_eval")},
         } | self.environment
+        if cell.folder is not None:
+            return self._external(cell, inputs, needs)
         for role, name in (("student", cell.student), ("teacher", cell.teacher)):
             if name is not None:
                 job = self.model(name, cell.seed)
@@ -310,5 +318,11 @@ class Planner:
                 inputs[role] = job.key
         if cell.spec is not None:
             needs += self._learning(cell, inputs)
-        context = {"labels": {"arm": cell.arm, "student": cell.student, "teacher": cell.teacher}}
-        return self._add(Job("cells", cell.title, inputs, tuple(job.id for job in needs), context, cell))
+        context = {
+            "labels": {"arm": cell.arm, "student": cell.student, "teacher": cell.teacher},
+            "keep": not cell.trial,
+        }
+        if after:
+            inputs[AFTER] = sorted(job.key for job in after)
+        job = Job("cells", cell.title, inputs, tuple(job.id for job in (*needs, *after)), context, cell)
+        return job if after else self._add(job)

@@ -17,9 +17,10 @@ import torch
 from kdbench.api import Sampling
 from kdbench.distill import accuracy, data, layouts, models, rollout, teacher, train
 from kdbench.errors import ConfigError, Interrupted
-from kdbench.evaluate import harness, intrinsic, tasks
+from kdbench.evaluate import harness, intrinsic, tasks, token_scores
 from kdbench.files import atomic_write, read_json, write_json
 from kdbench.registry import objective
+from kdbench.run import external
 from kdbench.run.store import INPUTS, Entry, Store
 from kdbench.run.work import Work
 from kdbench.seeding import derive
@@ -104,8 +105,9 @@ def make_text(work: Work) -> dict[str, Any]:
 
 
 def make_tasks(work: Work) -> dict[str, Any]:
-    """Make the examination's items from the test split."""
-    rows = tasks.build(_corpus(work)["test"], work.inputs["tasks"], work.inputs["items"])
+    """Make the items of an examination from the test split, those of tuning from the dev split."""
+    documents = _corpus(work)[work.inputs.get("split", "test")]
+    rows = tasks.build(documents, work.inputs["tasks"], work.inputs["items"])
     tasks.write(rows, work.entry.path)
     return {"items": {name: len(found) for name, found in rows.items()}}
 
@@ -117,8 +119,7 @@ def make_model(work: Work) -> dict[str, Any]:
     if "path" in work.context:
         source = Path(work.context["path"])
         models.check_folder(source)
-        ignored = shutil.ignore_patterns("*.bin", "*.pt", "*.py")
-        shutil.copytree(source, folder, dirs_exist_ok=True, ignore=ignored, copy_function=_link_or_copy)
+        shutil.copytree(source, folder, dirs_exist_ok=True, ignore=_not_the_model, copy_function=_link_or_copy)
         return {}
     text = _text(work)
     blocks = _blocks(text.path / "train.safetensors")
@@ -134,6 +135,12 @@ def make_model(work: Work) -> dict[str, Any]:
         facts["final_loss"] = history[-1]["loss"]
     _save_model(model, tokenizer, folder)
     return facts
+
+
+def _not_the_model(folder: str, names: list[str]) -> set[str]:
+    """Name what is left behind: pickles, code, and folders, such as a trainer's checkpoints."""
+    pickles = shutil.ignore_patterns("*.bin", "*.pt", "*.pth", "*.py")(folder, names)
+    return pickles | {name for name in names if (Path(folder) / name).is_dir()}
 
 
 def _link_or_copy(source: str, target: str) -> None:
@@ -205,7 +212,10 @@ def make_cell(work: Work) -> dict[str, Any]:
     tokenizer = _text_tokenizer(work)
     subject = inputs["teacher"] if inputs["arm"] == "ceiling" else inputs["student"]
     folder = model_folder(work.store, subject)
-    guide = _teacher_model(work, inputs["teacher"]) if inputs["arm"] == "objective" and "teacher" in inputs else None
+    guided = inputs["arm"] in ("objective", external.ARM) and "teacher" in inputs
+    guide = _teacher_model(work, inputs["teacher"]) if guided else None
+    if inputs["arm"] == external.ARM:
+        external.check_tokenizer(folder, tokenizer)
     with work.clock.part("load_s"):
         model = models.load(folder, work.runtime)
         models.head(model, len(tokenizer))
@@ -214,7 +224,9 @@ def make_cell(work: Work) -> dict[str, Any]:
         train_path = _text(work).path / "train.safetensors"
         blocks = _distillation_set(train_path, inputs["tokens"])
         history = _learn(work, model, inputs["objective"], blocks, guide, inputs["train"], len(tokenizer))
-        _save_model(model, tokenizer, work.entry.path / "model")
+        model.eval()
+        if work.context.get("keep", True):  # of a trial only the scores are wanted
+            _save_model(model, tokenizer, work.entry.path / "model")
         facts = {"final_loss": history[-1]["loss"], "tokens": _tokens(blocks, inputs["train"])}
         facts |= _written(history)
     _examine(work, model, tokenizer, guide)
@@ -302,21 +314,22 @@ def _save_model(model: torch.nn.Module, tokenizer: Any, folder: Path) -> None:
 
 
 def _examine(work: Work, model: torch.nn.Module, tokenizer: Any, guide: torch.nn.Module | None) -> None:
-    """Write results.json (aggregates) and samples.parquet (a score an item)."""
+    """Write results.json (aggregates), samples.parquet (a score an item) and tokens.parquet (a row a token)."""
     settings = work.inputs["examine"]
     folder = work.find("tasks", work.inputs["tasks"]).path
     paths = {name: folder / f"{name}.jsonl" for name in settings["tasks"]}
     work.hooks.stage("examining")
     with work.clock.part("examine_s"):
         found = harness.examine(model, tokenizer, paths, batch_size=settings["batch_size"])
-        held_out = _blocks(_text(work).path / "test.safetensors")
-        own = intrinsic.measure(
+        held_out = _blocks(_text(work).path / f"{settings.get('split', 'test')}.safetensors")
+        own = intrinsic.examine(
             model, guide, held_out, settings["intrinsic_tokens"], len(tokenizer), work.runtime.precision
         )
     buffer = io.BytesIO()
     pandas.DataFrame(found.items).to_parquet(buffer, index=False)
     atomic_write(work.entry.path / "samples.parquet", buffer.getvalue())
-    write_json(work.entry.path / "results.json", dict(sorted({**found.metrics, **own}.items())))
+    atomic_write(work.entry.path / token_scores.FILE, token_scores.to_parquet(own.tokens))
+    write_json(work.entry.path / "results.json", dict(sorted({**found.metrics, **own.metrics}.items())))
 
 
 MAKERS: dict[str, Callable[[Work], dict[str, Any] | None]] = {

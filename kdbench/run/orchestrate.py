@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,8 @@ from typing import Any
 from kdbench.errors import ConfigError, StoreError, did_you_mean
 from kdbench.files import read_json, write_json
 from kdbench.registry import user_folders
-from kdbench.run.jobs import Job, Planner
+from kdbench.run import external, tuning
+from kdbench.run.jobs import AFTER, Job, Planner
 from kdbench.run.store import Store
 from kdbench.run.workers import Listener, Outcome, Pool
 from kdbench.suite.matrix import Cell, split_labels
@@ -38,6 +39,7 @@ class Plan:
     planner: Planner
     cells: list[PlannedCell]
     done: dict[str, dict[str, Any]]
+    tuned: tuning.Tuned
 
     @property
     def jobs(self) -> list[Job]:
@@ -57,8 +59,27 @@ class Plan:
 
         for planned in self.cells:
             if is_chosen(planned.cell, only):
-                want(planned.job.id)
+                for identity in [f"cells/{key}" for key in planned.job.inputs.get(AFTER, [])] or [planned.job.id]:
+                    want(identity)
         return [job for job in self.jobs if job.id in wanted]
+
+    def to_run_later(self, only: dict[str, set[str]]) -> list[Job]:
+        """Return the jobs of the chosen cells that wait, and of what they need beside what is run before them."""
+        before, found = {job.id for job in self.to_run(only)} | {*self.done}, {}
+
+        def want(job: Job) -> None:
+            if job.id not in before and job.id not in found:
+                for need in job.needs:
+                    want(self.planner.jobs[need])
+                found[job.id] = job
+
+        for planned in self.waiting(only):
+            want(planned.job)
+        return list(found.values())
+
+    def waiting(self, only: dict[str, set[str]]) -> list[PlannedCell]:
+        """Return the chosen cells whose settings are not known yet: trials decide on them first."""
+        return [planned for planned in self.cells if AFTER in planned.job.inputs and is_chosen(planned.cell, only)]
 
 
 def is_chosen(cell: Cell, only: dict[str, set[str]]) -> bool:
@@ -74,7 +95,7 @@ def parse_only(choices: Sequence[str], suite: Suite) -> dict[str, set[str]]:
         ConfigError: unknown selector or value, with a did-you-mean.
     """
     known = {
-        "objective": {*suite.labels, "floor", "ceiling"},
+        "objective": {*suite.arm_labels, "floor", "ceiling"},
         "student": set(suite.students),
         "teacher": set(suite.teachers),
         "seed": {str(seed) for seed in suite.seeds},
@@ -98,14 +119,21 @@ def parse_only(choices: Sequence[str], suite: Suite) -> dict[str, set[str]]:
 def plan(suite: Suite, base: Path, store: Store) -> Plan:
     """Work out every job of a suite and compare it with what the store holds. Writes nothing."""
     planner = Planner(suite, base)
-    jobs = planner.all()
-    done = {job.id: found for job in jobs if (found := _final(store, job))}
+    tuned = tuning.look(planner, store)
+    jobs = planner.all(tuned.settle)
+    done = {job.id: found for job in jobs if job.id not in tuned.damaged and (found := _final(store, job))}
     before = _previous(store, suite.name)
     cells = []
     for cell, job in planner.cells:
+        if external.ABSENT in job.inputs:
+            cells.append(PlannedCell(cell, job, external.ABSENT, external.why_absent(job.inputs)))
+            continue
+        if AFTER in job.inputs:
+            cells.append(PlannedCell(cell, job, tuning.WAITS, "its settings are chosen by trials first"))
+            continue
         state = store.entry("cells", job.key).state()
         cells.append(PlannedCell(cell, job, state, "" if state in FINAL else _why(state, job, before.get(_name(cell)))))
-    return Plan(suite, planner, cells, done)
+    return Plan(suite, planner, cells, done, tuned)
 
 
 def _final(store: Store, job: Job) -> dict[str, Any] | None:
@@ -120,7 +148,8 @@ def _name(cell: Cell) -> str:
 def _previous(store: Store, name: str) -> dict[str, dict[str, Any]]:
     path = store.suite_folder(name) / "plan.json"
     try:
-        return {entry["name"]: entry for entry in read_json(path)["cells"]} if path.exists() else {}
+        known = read_json(path)["cells"] if path.exists() else []
+        return {entry["name"]: entry for entry in known if not {external.ABSENT, AFTER} & {*entry["inputs"]}}
     except (StoreError, KeyError, TypeError):
         return {}
 
@@ -147,8 +176,8 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
     return [] if old == new else [path]
 
 
-def write_plan(plan: Plan, store: Store, overrides: Sequence[str]) -> None:
-    """Note which cells make up the suite now, so that `compare` knows them without the suite file."""
+def write_plan(plan: Plan, store: Store, overrides: Sequence[str]) -> dict[str, Any]:
+    """Note which cells make up the suite now, so that `compare` knows them without the suite file; return the note."""
     cells = [
         {
             "name": _name(planned.cell),
@@ -167,18 +196,26 @@ def write_plan(plan: Plan, store: Store, overrides: Sequence[str]) -> None:
         "environment": plan.planner.environment,
         "cells": cells,
     }
+    if plan.suite.tune:
+        content["tuning"] = tuning.facts(plan.tuned)
     path = store.suite_folder(plan.suite.name) / "plan.json"
     if not path.exists() or read_json(path) != content:
         write_json(path, content)
+    return content
 
 
-def run(plan: Plan, store: Store, jobs: Iterable[Job], workers: int, listeners: Sequence[Listener]) -> Outcome:
+def run(plan: Plan, store: Store, jobs: Sequence[Job], workers: int, listeners: Sequence[Listener]) -> Outcome:
     """Make the given jobs and, from the test items, the task folder that plain lm-eval can use."""
-    jobs = list(jobs)
+    absent = {job.id: external.why_absent(job.inputs) for job in jobs if external.ABSENT in job.inputs}
+    jobs = [job for job in jobs if job.id not in absent]
     outcome = Outcome(done=dict(plan.done))
     if jobs:
         pool = Pool(store, workers, plan.suite.threads, user_folders(), listeners)
         outcome = pool.run(jobs, plan.done)
+    for key, reason in absent.items():
+        outcome.failed[key] = reason
+        for listener in listeners:
+            listener.event(plan.planner.jobs[key], {"event": "failed", "message": reason})
     _write_lm_eval_folder(plan, store)
     return outcome
 

@@ -19,6 +19,7 @@ from kdbench.run.store import Store
 from kdbench.run.workers import ORDER
 from kdbench.suite import cost
 from kdbench.suite.matrix import CEILING
+from kdbench.suite.schema import Suite
 
 # Seconds seen on one core of 2024; they matter for suites of minutes, not for those of hours.
 WORKER_S = 16.0  # a worker's start: torch, transformers, lm-eval
@@ -43,6 +44,12 @@ class Prediction:
     seconds: float
     workers: int
     jobs: Mapping[str, Predicted]
+
+    @staticmethod
+    def together(parts: Sequence[Prediction]) -> Prediction:
+        """Return what stages cost that run one after another."""
+        jobs = {name: one for part in parts for name, one in part.jobs.items()}
+        return Prediction(sum(part.seconds for part in parts), max(part.workers for part in parts), jobs)
 
     @property
     def mib(self) -> int:
@@ -110,7 +117,7 @@ class _Model:
             return JOB_S
         cell = job.cell
         subject = str(cell.teacher if cell.arm == CEILING else cell.student)
-        items = suite.examine.items * len(suite.examine.tasks)
+        items = examined(suite, job)
         read = items * cost.ITEM_TOKENS + suite.examine.intrinsic_tokens
         found = JOB_S + items * ITEM_S + read * self._forward(subject)
         if cell.spec is None:
@@ -163,6 +170,12 @@ class _Model:
         return round(size / 2**20)
 
 
+def examined(suite: Suite, job: Job) -> int:
+    """Return how many items a cell is examined on, a trial on those of the tuning."""
+    trial = job.cell is not None and job.cell.trial
+    return (suite.tune.items if trial and suite.tune else suite.examine.items) * len(job.inputs["examine"]["tasks"])
+
+
 def price(plan: Plan, job: Job, parameters: Mapping[str, int]) -> cost.Cost:
     """Return a job's tokens, FLOP and bytes, from sizes alone."""
     suite, planner = plan.suite, plan.planner
@@ -177,7 +190,7 @@ def price(plan: Plan, job: Job, parameters: Mapping[str, int]) -> cost.Cost:
         return cost.Cost()
     cell = job.cell
     subject = cell.teacher if cell.arm == CEILING else cell.student
-    found = cost.examining(parameters[str(subject)], suite.examine.items * len(suite.examine.tasks))
+    found = cost.examining(parameters[str(subject)], examined(suite, job))
     if cell.spec is None:
         return found
     read = job.inputs["train"]["steps"] * job.inputs["train"]["batch_rows"] * suite.data.length

@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 from kdbench.errors import StoreError
 from kdbench.files import TEMPORARY, atomic_write, read_json, sha256_file, write_json
 
-KINDS = ("tokenizers", "texts", "models", "teacher_texts", "teacher_cache", "tasks", "cells")
+KINDS = ("tokenizers", "texts", "models", "teacher_texts", "teacher_cache", "tasks", "cells", "choices")
 DONE, INPUTS, CHECKPOINTS = "DONE.json", "inputs.json", "ckpt"
 FORMAT = 1
 

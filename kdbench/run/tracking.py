@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import queue
+import re
 import threading
 import time
 from collections.abc import Iterable
@@ -19,11 +20,15 @@ from typing import Any
 
 from filelock import FileLock
 
+from kdbench.files import read_json
 from kdbench.run.jobs import Job
 from kdbench.run.store import Store
-from kdbench.suite.matrix import title
+from kdbench.run.tuning_words import in_words
+from kdbench.suite.matrix import point_title, title
 
 BATCH = 1000
+TAGS = 90  # verdicts; MLflow takes 100 tags at once
+REPORT = "report"  # the folder of a report's pictures and numbers
 LIVE_EVERY_S = 5.0
 KEY_TAG, DONE_TAG = "kdbench.cell_key", "kdbench.done"
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # opens as model training, not as GenAI
@@ -33,6 +38,8 @@ NAMES = {  # how a person reads the examination's metrics
     "kl_to_teacher": "held_out/kl_to_teacher_nats",
     "reverse_kl_to_teacher": "held_out/reverse_kl_to_teacher_nats",
     "top1_agreement": "held_out/top1_agreement_with_teacher",
+    "entropy": "held_out/entropy_nats",
+    "calibration_error": "held_out/calibration_error",
 }
 
 
@@ -118,11 +125,26 @@ class Mirror:
         self.client.log_dict(run.info.run_id, self.plan["suite"], "suite.json")
         return run.info.run_id
 
+    def tell_tuning(self, run_id: str, plan: dict[str, Any]) -> None:
+        """Note in an invocation's run how settings were chosen: in words, and every trial with its score."""
+        if words := in_words(plan):
+            self.client.set_tag(run_id, "kdbench.tuning", words)
+            self.client.log_dict(run_id, {"choices": plan["tuning"]["choices"]}, "tuning.json")
+
     def finish_parent(self, run_id: str, status: str, artifacts: Iterable[Path] = ()) -> None:
-        """Close an invocation's run and attach the report."""
+        """Close an invocation's run and attach the report: the page, its pictures, its numbers, verdicts as tags."""
         for path in artifacts:
-            self.client.log_artifact(run_id, str(path))
+            self.client.log_artifact(run_id, str(path), REPORT if path.parent.name == REPORT else None)
+            if path.name == "comparison.json":
+                self.tell_verdicts(run_id, read_json(path)["verdicts"])
         self.client.set_terminated(run_id, status)
+
+    def tell_verdicts(self, run_id: str, verdicts: dict[str, str]) -> None:
+        """Tag an invocation's run: `verdict: atkd vs kl: all pairs` = `undecided −0.1 [−0.9, 0.7]`."""
+        from mlflow.entities import RunTag
+
+        tags = [RunTag(tag_name(f"verdict: {name}"), text) for name, text in list(verdicts.items())[:TAGS]]
+        self.client.log_batch(run_id, tags=tags)
 
     def _find(self, tag: str, value: str) -> str | None:
         found = self.client.search_runs([self.experiment], f"tags.`{tag}` = '{value}'", max_results=1)
@@ -142,6 +164,9 @@ class Mirror:
         tags = {"mlflow.parentRunId": parent, KEY_TAG: cell["key"]}
         tags |= {f"kdbench.{'objective' if name == 'arm' else name}": value for name, value in names.items()}
         named = title(cell["arm"], cell["student"], cell["teacher"], cell["seed"])
+        if "settings" in cell:
+            tags["kdbench.trial"] = point_title(cell["settings"])
+            named += f" · tuning: {tags['kdbench.trial']}"
         run = self.client.create_run(self.experiment, start_time=started_ms, tags=tags, run_name=named)
         params = [Param(key, str(value)[:500]) for key, value in sorted(_params(cell).items())]
         self.client.log_batch(run.info.run_id, params=params)
@@ -183,7 +208,7 @@ class Mirror:
         scores = json.loads((folder / "results.json").read_text()) if (folder / "results.json").is_file() else {}
         values = {NAMES.get(name, f"eval/{name}"): value for name, value in scores.items()} | _cost(done, records)
         self.client.log_batch(run_id, metrics=[Metric(name, value, ended, 0) for name, value in sorted(values.items())])
-        for name in ("inputs.json", "results.json", "samples.parquet", "metrics.jsonl"):
+        for name in ("inputs.json", "results.json", "samples.parquet", "tokens.parquet", "metrics.jsonl"):
             if (folder / name).is_file():
                 self.client.log_artifact(run_id, str(folder / name))
         tags = {"kdbench.status": done["status"], DONE_TAG: done["key"]}
@@ -197,6 +222,13 @@ class Mirror:
         for run_id in self.runs.values():
             if self.client.get_run(run_id).info.status == "RUNNING":
                 self.client.set_terminated(run_id, "KILLED")
+
+
+def tag_name(text: str) -> str:
+    """Return a name that MLflow takes: letters, digits and ` _-.:/` only, 250 of them at most."""
+    for sign, instead in ((" − ", " vs "), (" ← ", " from "), (" (", ": "), ("+", " with ")):
+        text = text.replace(sign, instead)
+    return re.sub(r"[^/\w.\- :]", " ", text).strip()[:250]
 
 
 def _params(cell: dict[str, Any]) -> dict[str, Any]:
@@ -222,12 +254,17 @@ def _cost(done: dict[str, Any], records: list[dict[str, Any]]) -> dict[str, floa
     return cost
 
 
+def listed(plan: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the cells of a plan by key, the trials of its tuning among them."""
+    return {cell["key"]: cell for cell in [*plan.get("tuning", {}).get("trials", []), *plan["cells"]]}
+
+
 class Exporter:
     """Feeds the mirror from a thread of its own while cells run. What MLflow refuses never stops a run."""
 
     def __init__(self, store: Store, plan: dict[str, Any], warn: Any):
         self.store, self.plan, self.warn = store, plan, warn
-        self.cells = {cell["key"]: cell for cell in plan["cells"]}
+        self.cells = listed(plan)
         self.events: queue.Queue[Any] = queue.Queue()
         self.started_ms = int(time.time() * 1000)
         self.invocation = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.started_ms / 1000))
@@ -239,6 +276,11 @@ class Exporter:
         """Take one event of a job (a Listener of the pool)."""
         if job.kind == "cells" and event["event"] in ("started", "step", "finished"):
             self.events.put((job.key, event, int(time.time() * 1000)))
+
+    def follow(self, plan: dict[str, Any]) -> None:
+        """Go on with a suite that has been planned anew, once its settings were chosen."""
+        self.plan = plan
+        self.cells = self.cells | listed(plan)
 
     def close(self, status: str, artifacts: Iterable[Path]) -> None:
         """Write what is left and end the parent run."""
@@ -277,6 +319,7 @@ class Exporter:
                 self._flush(mirror, parent, steps, stamps)
                 steps, flushed = {}, time.monotonic()
         mirror.close_unfinished()
+        mirror.tell_tuning(parent, self.plan)
         mirror.finish_parent(parent, event["status"], event["artifacts"])
 
     def _flush(
@@ -293,7 +336,7 @@ def sync(store: Store, plan: dict[str, Any]) -> int:
     mirror = Mirror(store, plan)
     added = 0
     parent = None
-    for cell in plan["cells"]:
+    for cell in listed(plan).values():
         entry = store.entry("cells", cell["key"])
         done = entry.done()
         if done is None:
@@ -304,5 +347,13 @@ def sync(store: Store, plan: dict[str, Any]) -> int:
             mirror.complete(cell, parent, entry.path, done)
             added += 1
     if parent:
-        mirror.finish_parent(parent, "FINISHED")
+        mirror.tell_tuning(parent, plan)
+        mirror.finish_parent(parent, "FINISHED", _report(store, plan["suite"]["name"]))
     return added
+
+
+def _report(store: Store, suite: str) -> list[Path]:
+    """Return the files of a suite's report that are there."""
+    folder = store.suite_folder(suite)
+    pages = [folder / name for name in ("report.html", "report.md", "forest.svg", "forest.png")]
+    return [path for path in [*pages, *sorted((folder / REPORT).glob("*"))] if path.is_file()]

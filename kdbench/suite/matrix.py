@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+from kdbench.suite.external import External
 from kdbench.suite.schema import Suite, needs_teacher
 
 FLOOR, CEILING = "floor", "ceiling"
+Place = tuple[str, str | None, str | None]  # arm, student, teacher: what is tuned together
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,9 @@ class Cell:
         student: None for the ceiling.
         teacher: None where none is needed.
         seed: None where nothing is drawn: the ceiling, and the floor of a student that is the same for all seeds.
+        folder: of a student trained elsewhere, relative to the suite file; None for all that is trained here.
+        settings: of its training, where they are not the suite's.
+        trial: whether it is there to choose settings by, and so examined on the dev split alone.
     """
 
     arm: str
@@ -28,17 +34,28 @@ class Cell:
     student: str | None
     teacher: str | None
     seed: int | None
+    folder: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    trial: bool = False
 
     @property
     def title(self) -> str:
         """A short name for progress lines and MLflow runs."""
-        return title(self.arm, self.student, self.teacher, self.seed)
+        named = title(self.arm, self.student, self.teacher, self.seed)
+        return f"{named} · tuning: {point_title(self.settings)}" if self.trial else named
 
 
 def title(arm: str, student: str | None, teacher: str | None, seed: int | None) -> str:
     """Return a cell's short name: `atkd · opt-64x2 ← opt-128x4 · seed 2`."""
     pair = " ← ".join(part for part in (student, teacher) if part)
-    return f"{arm} · {pair}" + ("" if seed is None else f" · seed {seed}")
+    return " · ".join(part for part in (arm, pair, "" if seed is None else f"seed {seed}") if part)
+
+
+def point_title(settings: Mapping[str, Any]) -> str:
+    """Return settings as a person reads them: `lr 0.003, warmup 0.1`."""
+    return ", ".join(
+        f"{name} {f'{value:g}' if isinstance(value, float) else value}" for name, value in settings.items()
+    )
 
 
 def split_labels(text: str) -> list[str]:
@@ -55,5 +72,39 @@ def cells(suite: Suite) -> list[Cell]:
         for seed in suite.seeds:
             for entry in suite.objectives:
                 teachers = suite.teachers if needs_teacher(entry["spec"]) else (None,)
-                found += [Cell(entry["label"], entry["spec"], student, teacher, seed) for teacher in teachers]
+                own = entry.get("train", {})
+                found += [
+                    Cell(entry["label"], entry["spec"], student, teacher, seed, settings=own) for teacher in teachers
+                ]
+        found += [cell for arm in suite.arms for cell in external_cells(suite, arm.external, student)]
     return found
+
+
+def trials(suite: Suite, points: Sequence[dict[str, Any]]) -> list[Cell]:
+    """Return the cells by which `tune:` chooses: every objective, at every pair, point and seed of the tuning."""
+    if suite.tune is None:
+        return []
+    return [
+        Cell(entry["label"], entry["spec"], student, teacher, seed, settings=entry.get("train", {}) | point, trial=True)
+        for student in suite.students
+        for entry in suite.objectives
+        for teacher in (suite.teachers if needs_teacher(entry["spec"]) else (None,))
+        for point in points
+        for seed in suite.tune.seeds
+    ]
+
+
+def place(suite: Suite, cell: Cell) -> Place:
+    """Return what a cell shares its chosen settings with: its arm and pair, or its arm alone."""
+    alone = suite.tune is not None and suite.tune.per == "objective"
+    return (cell.arm, None, None) if alone else (cell.arm, cell.student, cell.teacher)
+
+
+def external_cells(suite: Suite, arm: External, student: str) -> list[Cell]:
+    """Return the cells of students that were trained elsewhere."""
+    teachers = suite.teachers if arm.has("teacher") else (None,)
+    return [
+        Cell(arm.label, None, student, teacher, seed, arm.folder(student, teacher, seed))
+        for seed in arm.numbers(suite.seeds)
+        for teacher in teachers
+    ]

@@ -9,9 +9,13 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from kdbench.errors import ConfigError, did_you_mean
+from kdbench.suite import claims, external, tuning
+from kdbench.suite.claims import Claim
+from kdbench.suite.external import Arm
 from kdbench.suite.materials import Data, Model
 from kdbench.suite.part import NAME, Part
 from kdbench.suite.serving import refusals
+from kdbench.suite.tuning import Tune
 
 TASKS = ("swap", "replace", "agreement", "last_word", "perplexity")
 MAX_GRID = 1000
@@ -79,9 +83,19 @@ class Compare(Part):
     tasks: tuple[str, ...] = Field(("swap", "replace", "agreement"), description="tasks of the overall mean")
     margin: float = Field(0.01, gt=0, description="differences smaller than this do not matter (score units)")
     alpha: float = Field(0.05, gt=0, lt=0.5)
+    weights: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        default_factory=dict, description="of each of `tasks` in the overall mean; default: equal"
+    )
+    looks: tuple[Annotated[int, Field(ge=2)], ...] = Field(
+        (), description="numbers of seeds at which one may look, such as [3, 6, 10]; alpha is spent over them"
+    )
 
     @model_validator(mode="after")
     def _tasks_exist(self) -> Compare:
+        if self.weights and set(self.weights) != set(self.tasks):
+            raise ValueError(f"weights: expected one for each of {list(self.tasks)}, found {list(self.weights)}")
+        if list(self.looks) != sorted(set(self.looks)):
+            raise ValueError(f"looks: expected growing numbers of seeds, such as [3, 6, 10], found {list(self.looks)}")
         for task in self.tasks:
             if task not in TASKS:
                 raise ValueError(f"unknown task {task!r}.{did_you_mean(task, TASKS)}")
@@ -93,22 +107,30 @@ class Compare(Part):
 def _checked_objective(value: Any) -> list[dict[str, Any]]:
     """Turn an entry of `objectives:` into {label, spec}, by the registry, so that errors name the line.
 
-    With `grid: {field: [value, …], …}` an entry stands for every combination of the values.
+    With `grid: {field: [value, …], …}` an entry stands for every combination of the values; with `train: {…}` it is
+    trained otherwise than the others are.
     """
     from kdbench.registry import objective
 
     settings = dict(value) if isinstance(value, dict) else value
     label = settings.pop("label", None) if isinstance(settings, dict) else None
+    own = settings.pop("train", None) if isinstance(settings, dict) else None
     combinations = _combinations(settings.pop("grid")) if isinstance(settings, dict) and "grid" in settings else [{}]
     if label is not None and not (isinstance(label, str) and 0 < len(label) <= 60):
         raise ValueError(f"label: expected a short text, found {label!r:.60}")
+    if own is not None and not (isinstance(own, dict) and own and label):
+        raise ValueError(
+            f"train: expected settings such as {{steps: 60}}, and a `label:` for an arm that is not trained as the "
+            f"others are, found {own!r:.60}{'' if label else ' and no label'}"
+        )
     if label is not None and len(combinations) > 1:
         raise ValueError(f"label: {label!r} cannot name all {len(combinations)} objectives of a grid")
     try:
         made = [objective(settings | chosen if chosen else settings) for chosen in combinations]
     except ConfigError as error:
         raise ValueError(str(error)) from None
-    return [{"label": label or one.label, "spec": one.spec()} for one in made]
+    trained = {"train": own} if own else {}
+    return [{"label": label or one.label, "spec": one.spec()} | trained for one in made]
 
 
 def _combinations(grid: Any) -> list[dict[str, Any]]:
@@ -135,12 +157,15 @@ class Suite(Part):
     objectives: Annotated[
         tuple[Annotated[Any, BeforeValidator(_checked_objective)], ...], Field(min_length=1), AfterValidator(_flat)
     ]
+    arms: tuple[Arm, ...] = Field((), description="students trained elsewhere, examined and compared beside the others")
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = Field(min_length=1)
     teacher: TeacherSignal = TeacherSignal()
     rollouts: Rollouts = Rollouts()
     train: Train
+    tune: Tune | None = Field(None, description="how settings of `train` are chosen for each objective")
     examine: Examine = Examine()
     compare: Compare = Compare()
+    claims: tuple[Claim, ...] = Field((), description="published sentences that the results are held against")
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     threads: int = Field(1, ge=1, le=1024, description="CPU threads a worker; part of every cell's key")
@@ -156,7 +181,10 @@ class Suite(Part):
         for field in ("students", "teachers", "seeds"):
             if len(set(getattr(self, field))) != len(getattr(self, field)):
                 problems.append(f"{field}: an entry stands twice in {list(getattr(self, field))}")
-        problems += self._objective_problems()
+        problems += self._objective_problems() + external.problems(self.arms, self.labels, self.teachers)
+        problems += tuning.problems(self.tune, self.train, self.seeds)
+        problems += tuning.own_problems(self.objectives, self.train, self.tune)
+        problems += claims.problems(self.claims, self.arm_labels, self.students, self.teachers, self.examine.tasks)
         absent = [task for task in self.compare.tasks if task not in self.examine.tasks]
         if absent:
             problems.append(f"compare.tasks: {absent} are not examined; examine.tasks has {list(self.examine.tasks)}")
@@ -180,7 +208,7 @@ class Suite(Part):
         ]
         named = [("compare.baseline", self.compare.baseline)] if not self.compare.contrasts else []
         named += [("compare.contrasts", name) for pair in self.compare.contrasts for name in pair]
-        known = {*labels, "floor", "ceiling"}
+        known = {*self.arm_labels, "floor", "ceiling"}
         problems += [
             f"{where}: unknown arm {name!r}.{did_you_mean(name, known)}" for where, name in named if name not in known
         ]
@@ -192,6 +220,11 @@ class Suite(Part):
     def labels(self) -> list[str]:
         """The arms' names in tables."""
         return [entry["label"] for entry in self.objectives]
+
+    @property
+    def arm_labels(self) -> list[str]:
+        """The names of all arms, those of students trained elsewhere among them."""
+        return self.labels + [arm.external.label for arm in self.arms]
 
 
 def needs_teacher(spec: dict[str, Any]) -> bool:
@@ -214,6 +247,10 @@ def json_schema() -> dict[str, Any]:
                 "properties": {
                     "name": {"type": "string"},
                     "label": {"type": "string"},
+                    "train": {
+                        "type": "object",
+                        "description": f"settings of this arm's training: {', '.join(tuning.OWN)}; needs a label",
+                    },
                     "grid": {
                         "type": "object",
                         "description": "field: list of values; the entry stands for every combination",

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.weightstats import ttost_paired
 
 from kdbench.analysis import stats
 
@@ -75,6 +77,12 @@ def test_mcnemar_is_the_exact_binomial_on_discordant_items():
     assert stats.mcnemar(0, 0) == 1.0
 
 
+@pytest.mark.parametrize("method", ["holm", "bonferroni", "fdr_bh"])
+def test_adjustment_is_statsmodels_own(method):
+    p = np.round(np.random.default_rng(0).beta(0.4, 3, 30), 3)  # with ties
+    assert stats.adjust(p, method) == pytest.approx(multipletests(p, method=method)[1])
+
+
 def test_adjustment_leaves_rows_without_a_test_outside_the_family():
     found = stats.adjust(np.array([0.01, np.nan, 0.04]), "holm")
     assert found[0] == pytest.approx(0.02) and np.isnan(found[1]) and found[2] == pytest.approx(0.04)
@@ -139,3 +147,22 @@ def test_a_bootstrap_is_the_same_for_the_same_seed():
     first, second = (stats.Resampler(3, 300).means([block], [0]) for _ in range(2))
     assert (first == second).all()
     assert first.mean() == pytest.approx(block.mean(), abs=0.05)
+
+
+def test_equivalence_is_statsmodels_two_one_sided_tests_with_one_item_a_task():
+    rng = np.random.default_rng(3)
+    a, b = rng.normal(0.02, 0.1, (2, 5))
+    fit = stats.crossed([(a - b)[:, None]], [1.0])
+    low, high = stats.t_interval(fit, 0.9)
+    for margin in (0.05, 0.1, 0.2, 0.4):
+        p, _, _ = ttost_paired(a, b, -margin, margin)
+        assert (-margin < low and high < margin) == (p < 0.05)
+
+
+def test_students_sleep_data_give_the_published_p():
+    # Student (1908), as in R's `t.test(extra ~ group, data = sleep, paired = TRUE)`: t = -4.0621, p = 0.002833
+    first = [0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0]
+    second = [1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4]
+    fit = stats.crossed([(np.array(first) - second)[:, None]], [1.0])
+    assert stats.t_p_value(fit) == pytest.approx(0.002833, abs=5e-7)
+    assert stats.t_interval(fit, 0.95) == pytest.approx((-2.4598858, -0.7001142), abs=1e-6)

@@ -1,0 +1,130 @@
+"""Sections that hold a suite against what papers say: their claims, model sizes, how sure teachers are, costs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import pandas as pd
+
+from kdbench.analysis import claims, costs, plots_arms, plots_tuning, scaling, token_plots, token_view
+from kdbench.analysis.results import METRICS, item_scores
+from kdbench.analysis.section import Context, Section
+from kdbench.analysis.words import number
+from kdbench.run.tuning_words import sensitivity
+from kdbench.suite.claims import Claim
+
+HEAD = ("claim", "source", "found", "interval", "verdict")
+
+
+def _options(known: Context) -> dict[str, Any]:
+    """The question that the suite asks, as `scaling` and `claims` take it."""
+    assert known.plan is not None
+    asked = known.plan["suite"]["compare"]
+    return {"tasks": asked["tasks"], "weights": asked.get("weights"), "alpha": asked["alpha"]}
+
+
+def _medians(known: Context) -> Mapping[str, float]:
+    """Each teacher's median UNC on the distilled text; on held-out text where no cache has noted it."""
+    if known.results is None:
+        return {}
+    frame = token_view.uncertainty(known.results)
+    held_out = frame[frame.text == token_view.HELD_OUT].set_index("teacher").q50.to_dict()
+    return held_out | frame[frame.text == token_view.DISTILLATION].set_index("teacher").q50.to_dict()
+
+
+def claimed(known: Context) -> Section | None:
+    """Published claims, judged."""
+    entries = known.plan["suite"].get("claims") if known.plan is not None else None
+    if not entries or known.scores is None:
+        return None
+    wanted = [Claim.model_validate(entry) for entry in entries]
+    scores = {"acc": known.scores}
+    if known.results is not None:
+        scores |= {name: item_scores(known.results, name) for name in METRICS if name in {c.metric for c in wanted}}
+    margin = known.comparison.margin
+    found = claims.judge(
+        wanted, scores, margin=margin, sizes=known.sizes, uncertainty=_medians(known), **_options(known)
+    )
+    rows = []
+    for one in found:
+        low, high = (number(known.comparison, end) for end in one.interval)
+        value = number(known.comparison, one.estimate, sign=True)
+        rows.append([one.claim.sentence, one.claim.source, value, f"{low} to {high}", one.verdict])
+    deviations = dict.fromkeys(text for one in found for text in one.deviations)
+    text = [one.sentence for one in found]
+    text += [f"This suite is not the paper's experiment: {'; '.join(deviations)}."] if deviations else []
+    return Section("claims", "Published claims", text, tables=[("", HEAD, rows)])
+
+
+def sizes(known: Context) -> Section | None:
+    """Do larger teachers hurt, and does an objective help more or less with size."""
+    if known.plan is None or known.scores is None or len(known.sizes) < 2:
+        return None
+    options = _options(known)
+    trend = scaling.teacher_trend(known.scores, known.sizes, **options)
+    gains = scaling.interactions(known.scores, known.sizes, known.comparison.contrasts, **options)
+    if trend.empty and gains.empty:
+        return None
+    return Section(
+        "sizes", "Does the size of the teacher matter", [*scaling.sentences(trend), *scaling.sentences(gains)]
+    )
+
+
+def sure(known: Context) -> Section | None:
+    """How sure the teachers are, and whether the gain follows it."""
+    if known.results is None or known.plan is None or known.scores is None:
+        return None
+    frame = token_view.uncertainty(known.results)
+    if frame.empty:
+        return None
+    text = token_view.sentences(frame)
+    if len(medians := _medians(known)) > 1:
+        gains = scaling.along_uncertainty(known.scores, medians, known.comparison.contrasts, **_options(known))
+        text += scaling.sentences(gains)
+    says = "Distribution of each teacher's UNC"
+    return Section(
+        "sure", "How sure the teachers are", text, lambda path: token_plots.draw_uncertainty(frame, path), says
+    )
+
+
+def tokens(known: Context) -> Section | None:
+    """Where on the easy-hard scale the first contrast gains or loses."""
+    if known.results is None:
+        return None
+    for a, b in known.comparison.contrasts:
+        frame = token_view.by_difficulty(known.results, a, b)
+        if len(frame):
+            text = [*token_view.sentences(None, frame), *token_view.lacking(known.results)]
+            title = f"Token by token, easy to hard: {a} against {b}"
+            says = f"Gain of {a} on {b} in log p by the teacher's UNC"
+            return Section("tokens", title, text, partial(token_plots.draw_by_difficulty, frame), says)
+    return None
+
+
+def tuning(known: Context) -> Section | None:
+    """How much each objective's score depends on its learning rate, and what was chosen."""
+    frame = pd.DataFrame(sensitivity(known.plan) if known.plan is not None else [])
+    if frame.empty or frame.score.isna().all():
+        return None
+    text = [
+        known.facts.get("tuning", ""),
+        "These are scores on the dev split, by which settings were chosen; no reported number rests on them. A line "
+        "that still rises at its end would be better served by another range.",
+    ]
+    draw = partial(plots_tuning.sensitivity, frame)
+    return Section("tuning", "How the learning rates were chosen", text, draw, "Dev accuracy against learning rate")
+
+
+def cost(known: Context) -> Section | None:
+    """Quality against training time."""
+    frame = costs.costs(known.cells, known.comparison.means)
+    if frame.empty or frame.objective.nunique() < 2 or frame.seconds.isna().all():
+        return None
+    points = known.comparison.points
+    draw = lambda path: plots_arms.costs(frame, path, points=points)  # noqa: E731
+    text = ["The line joins the arms that no other arm of the pair beats in both score and seconds."]
+    return Section(
+        "cost", "Quality against cost", [*text, *costs.sentences(frame)], draw, "Score against training seconds"
+    )

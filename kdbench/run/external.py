@@ -1,0 +1,56 @@
+"""Students trained elsewhere, as files: what a folder must hold, and what is said where there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from kdbench.distill import models
+from kdbench.errors import ConfigError
+
+ARM = "external"  # what inputs call the arm
+ABSENT = "absent"  # the key under which inputs name a folder that is not there; also such a cell's state
+CONTROL = "not trained under kdbench's control"
+
+
+def fingerprint(folder: Path, check: Callable[[Path], Any]) -> str:
+    """Return the sha256 of a student's config and weights, after all that a plan can check.
+
+    Args:
+        check: refuses what does not fit the suite (architecture, vocabulary).
+
+    Raises:
+        ConfigError: no config, no safetensors, an adapter without its base, or what `check` refuses.
+    """
+    if (folder / "adapter_config.json").is_file():
+        raise ConfigError(
+            f"expected a whole model, found an adapter (PEFT) in {folder}; save it merged: "
+            "model.merge_and_unload().save_pretrained(FOLDER)"
+        )
+    check(folder)
+    return models.folder_fingerprint(folder)
+
+
+def why_absent(inputs: Mapping[str, Any]) -> str:
+    """Say that a cell's folder is missing, and what to do."""
+    return f"no model folder at {inputs[ABSENT]}; put the student there and run again"
+
+
+def check_tokenizer(folder: Path, tokenizer: Any) -> None:
+    """Refuse a student that was trained with another tokenizer than the suite's; a folder without one passes.
+
+    Raises:
+        ConfigError: naming the first entry that differs.
+    """
+    if not list(folder.glob("tokenizer*")):
+        return
+    theirs, ours = models.load_tokenizer(folder).get_vocab(), tokenizer.get_vocab()
+    differ = sorted(token for token in {*theirs, *ours} if theirs.get(token) != ours.get(token))
+    if differ:
+        first = differ[0]
+        raise ConfigError(
+            f"the student in {folder} has another tokenizer than the suite: {len(differ):,} entries differ, the first "
+            f"{first!r} is {theirs.get(first)} there and {ours.get(first)} here (None: not there at all). Train it "
+            "with the suite's tokenizer, or name its tokenizer in data.tokenizer.path"
+        )
