@@ -33,19 +33,22 @@ def remark(notes: Notes, cells: Sequence[tuple[Place, str, str, Paired]], n_task
             notes.add(f"{smallest}, too large for a family of {family}, so p is model-based ({MODEL})", where)
 
 
-def in_words(methods: Sequence[str], alpha: float, adjustment: str = "Holm", simultaneous: str = "") -> str:
+def in_words(
+    methods: Sequence[str], alpha: float, adjustments: tuple[str, str] = ("Holm", "Holm"), simultaneous: str = ""
+) -> str:
     """Return in words which intervals and tests were used.
 
     Args:
         methods: one entry a row.
-        adjustment: of the overall rows' p.
+        adjustments: of the overall rows' p, and of the pooled rows'.
         simultaneous: how max-T was made.
     """
     used = " | ".join(dict.fromkeys(methods))
     words = (
         f"{used}. Paired by student, teacher, seed, task and item; seeds and items random, tasks fixed. Intervals are "
-        f"{100 * (1 - alpha):g} %, not adjusted; p is adjusted by {adjustment} over all overall rows (pooled rows: a "
-        f"family of their own) and by Benjamini-Hochberg over per-task rows, which are exploratory. Equivalent: the "
-        f"{100 * (1 - 2 * alpha):g} % interval lies inside the margin (two one-sided tests)."
+        f"{100 * (1 - alpha):g} %, not adjusted; p is adjusted by {adjustments[0]} over all overall rows (pooled rows: "
+        f"by {adjustments[1]}, a family of their own) and by Benjamini-Hochberg over per-task rows, which are "
+        f"exploratory. Equivalent: the {100 * (1 - 2 * alpha):g} % interval lies inside the margin (two one-sided "
+        "tests)."
     )
     return f"{words} {simultaneous}".rstrip()

@@ -22,7 +22,7 @@ def _options(known: Context) -> dict[str, Any]:
     """The question that the suite asks, as `scaling` and `claims` take it."""
     assert known.plan is not None
     asked = known.plan["suite"]["compare"]
-    return {"tasks": asked["tasks"], "weights": asked.get("weights"), "alpha": asked["alpha"]}
+    return {"tasks": asked["tasks"], "weights": asked.get("weights") or None, "alpha": asked["alpha"]}
 
 
 def _medians(known: Context) -> Mapping[str, float]:

@@ -56,6 +56,7 @@ class Comparison:
     variance: pd.DataFrame = field(default_factory=pd.DataFrame)
     looks: tuple[int, ...] = ()
     adjustment: str = "Holm"  # of the overall rows' p; "Bonferroni" where few seeds borrow the family's variance
+    pooled_adjustment: str = "Holm"
 
     def sentence(self, row: Mapping[str, Any]) -> str:
         """Return one row of `table` or `pooled` in plain words."""
@@ -144,13 +145,14 @@ def compare(
     asked = Question(weights, level, margin, resampler, list(data.columns), data.values.shape[1], judged, gaps)
     single, whole = family(cells, asked), family(pooled, asked)
     remark(notes, cells, len(data.columns), level)
-    method = in_words(list(single.details.method), level, single.adjustment, single.method)
+    adjustments = (single.adjustment, whole.adjustment)
+    method = in_words(list(single.details.method), level, adjustments, single.method)
     smallest = min(stats.smallest_sign_flip_p(len(paired.seeds)) for *_, paired in cells)
     return Comparison(
         single.table, whole.table, means, _joined(single.details, whole.details),
         [*([f"{look}."] if look else []), *notes.lines()], method,
         smallest, level, margin, wanted, data.in_unit, best_sets(data, means, weights, level, seed),
-        _joined(single.variance, whole.variance), tuple(looks or ()), single.adjustment,
+        _joined(single.variance, whole.variance), tuple(looks or ()), *adjustments,
     )  # fmt: skip
 
 
