@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kdbench.run import orchestrate, predict, quota, stages, tuning
+from kdbench.run import external, orchestrate, predict, quota, stages, tuning
 from kdbench.run.jobs import Job
 from kdbench.run.store import Store
 from kdbench.suite import cost
@@ -77,7 +77,14 @@ def _cell_row(entry: orchestrate.PlannedCell, wanted: set[str], costs: dict[str,
     names = {"objective": cell.arm, "student": cell.student, "teacher": cell.teacher, "seed": cell.seed}
     state = "done" if entry.state == "ok" else entry.state
     why = entry.why if entry.job.id in wanted or not entry.why else f"{entry.why}; not chosen by --only"
-    return names | {"key": entry.job.key, "state": state, "why": why, "tokens": price.tokens, "flop": price.flop}
+    return names | {
+        "key": entry.job.key,
+        "elsewhere": cell.folder is not None,
+        "state": state,
+        "why": why,
+        "tokens": price.tokens,
+        "flop": price.flop,
+    }
 
 
 def print_plan(planned: dict[str, Any]) -> None:
@@ -98,6 +105,8 @@ def print_plan(planned: dict[str, Any]) -> None:
     console.print(table)
     for entry in planned["to_make"]:
         console.print(f"to make first: {entry['title']}", highlight=False)
+    for label in dict.fromkeys(row["objective"] for row in planned["cells"] if row["elsewhere"]):
+        console.print(f"{label}: {external.CONTROL}; its folders are examined as they are", highlight=False)
     if told := planned["tuning"]:
         _print_tuning(console, told)
     left = sum(1 for row in planned["cells"] if row["why"] and "not chosen" not in row["why"])
@@ -203,7 +212,7 @@ def run(
 def _preload() -> None:
     """Import what the verdict needs while the workers are busy, not after them."""
     import kdbench.analysis.answer
-    import kdbench.analysis.plots  # noqa: F401
+    import kdbench.analysis.report  # noqa: F401
 
 
 def _conclude(result: RunResult) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ import pandas as pd
 from kdbench.analysis import rows as choice
 from kdbench.analysis.labels import count, listed
 from kdbench.analysis.words import OVERALL, detail, number, place_text, unit
+from kdbench.suite.external import CONTROL
 
 if TYPE_CHECKING:
     from kdbench.analysis.verdict import Comparison
@@ -40,12 +41,17 @@ class Ranked:
         return self.means[0][0]
 
 
-def advice(comparison: Comparison, *, tuned: bool = True) -> list[str]:
-    """Return two to four sentences: which objective, how sure, and what it would take to be surer."""
+def advice(comparison: Comparison, *, tuned: bool = True, elsewhere: Collection[str] = ()) -> list[str]:
+    """Return a few sentences: which objective, how sure, and what it would take to be surer.
+
+    Args:
+        elsewhere: arms that were not trained here.
+    """
     ranked = ranking(comparison)
     if not ranked:
         return []
     told = [_use(comparison, ranked[0]), *_elsewhere(ranked), *_beaten(comparison, ranked[0])]
+    told += [f"{ranked[0].leader} was {CONTROL}."] if ranked[0].leader in elsewhere else []
     told += [_surer(comparison), "" if tuned else UNTUNED]
     return [text for text in told if text]
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdbench.analysis import export, looks, mirror, report, words
+from kdbench.analysis import export, looks, words
 from kdbench.analysis.advice import advice
 from kdbench.analysis.results import METRICS, SuiteResults, external_notes, history, item_scores, open_suite
 from kdbench.analysis.verdict import Comparison, compare
@@ -125,6 +125,8 @@ def printed(found: Comparison, form: str) -> str:
 
 def report_files(results_dir: Path, suite: str) -> dict[str, Path]:
     """Return where a suite's report goes, by file name."""
+    from kdbench.analysis import report
+
     return {name: Store(results_dir).suite_folder(suite) / name for name in report.FILES}
 
 
@@ -134,6 +136,8 @@ def write_report(results_dir: Path, suite: str | None) -> tuple[Comparison, dict
     Raises:
         ConfigError: no results.
     """
+    from kdbench.analysis import mirror, report  # pictures, which a comparison alone has no need of
+
     results = open_suite(results_dir, suite)
     scores = item_scores(results, "acc")
     found = answer(results, None, None, "acc", lambda _, metric: scores)
@@ -164,6 +168,8 @@ def _facts(plan: dict[str, Any]) -> dict[str, str]:
         "device": f"{environment['device']}, {environment['precision']}, {environment['threads']} thread(s) a worker",
         "overrides": " ".join(plan["overrides"]) or "none",
     }
+    if plan["suite"].get("arms"):
+        facts["trained elsewhere"] = ", ".join(arm["external"]["label"] for arm in plan["suite"]["arms"])
     tuned = tuning_in_words(plan)
     return facts | {"tuning": tuned} if tuned else facts
 

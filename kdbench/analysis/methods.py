@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from kdbench.analysis.labels import count, listed
 from kdbench.analysis.words import OVERALL, number, unit
 from kdbench.files import digest
+from kdbench.suite.external import CONTROL
 
 if TYPE_CHECKING:
     from kdbench.analysis.verdict import Comparison
@@ -26,7 +27,7 @@ def paragraphs(comparison: Comparison, facts: Mapping[str, str]) -> list[str]:
     seeds, items = _span(table.n_seeds), _span(table.n_items)
     contrasts = ", ".join(f"{a} against {b}" for a, b in comparison.contrasts)
     return [
-        f"Contrasts: {contrasts}. Tasks: {', '.join(tasks)}; {seeds} seeds and {items} items in a row. {PAIRED}",
+        f"Contrasts: {contrasts}. Tasks: {', '.join(tasks)}; {seeds} seeds and {items} items in a row. {paired(facts)}",
         f"Method: {comparison.method}",
         f"The confirmatory family has {count(len(table), 'overall row')}, tested at {comparison.alpha:g}. Differences "
         f"within ±{number(comparison, comparison.margin)} {unit(comparison)} count as equivalent.",
@@ -34,6 +35,12 @@ def paragraphs(comparison: Comparison, facts: Mapping[str, str]) -> list[str]:
         "Gap recovered is (score − floor) / (ceiling − floor): the floor is the untouched student, the ceiling "
         "its teacher.",
     ]
+
+
+def paired(facts: Mapping[str, str]) -> str:
+    """Return what every objective has in common within a seed, and who is no part of it."""
+    other = facts.get("trained elsewhere")
+    return PAIRED + (f" Not so {other}, {CONTROL}: there only the items are the same." if other else "")
 
 
 def tuning(facts: Mapping[str, str]) -> str:
@@ -69,7 +76,7 @@ def for_a_paper(
         f"{_models(suite['teachers'], sizes)}. Each student was trained with AdamW for {train['steps']:,} steps of "
         f"{train['batch_tokens']:,} tokens ({train['schedule']} schedule from a peak learning rate of {train['lr']:g} "
         f"unless tuned, warm-up {train['warmup']:g}, weight decay {train['weight_decay']:g}), "
-        f"with seeds {listed([str(seed) for seed in suite['seeds']], most=12)}. {PAIRED} {tuning(facts)}. "
+        f"with seeds {listed([str(seed) for seed in suite['seeds']], most=12)}. {paired(facts)} {tuning(facts)}. "
         f"Scores are the mean over {listed(tasks, most=12)}; a contrast rests on {_span(table.n_seeds)} seeds and "
         f"{_span(table.n_items)} items. Tests: {comparison.method} The family had {count(len(table), 'row')}, at level "
         f"{comparison.alpha:g}; differences within ±{number(comparison, comparison.margin)} {unit(comparison)} count "

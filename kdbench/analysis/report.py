@@ -59,7 +59,7 @@ def write(
     numbers = {name: folder / FOLDER / name for name in ("comparison.csv", "comparison.json")}
     atomic_write(numbers["comparison.csv"], export.csv(comparison))
     write_json(numbers["comparison.json"], export.document(comparison))
-    answer = advice(comparison, tuned=bool(facts.get("tuning")))
+    answer = advice(comparison, tuned=bool(facts.get("tuning")), elsewhere=known.elsewhere)
     atomic_write(paths["report.html"], _html(known, suite, answer, sections, pictures))
     atomic_write(paths["report.md"], _markdown(known, suite, answer, sections))
     return paths | {f"{FOLDER}/{name}": path for name, path in numbers.items()}

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from kdbench.errors import ConfigError, StoreError, did_you_mean
 from kdbench.files import read_json
-from kdbench.run import external
 from kdbench.run.store import Store
-from kdbench.suite.external import Arm, External
+from kdbench.suite.external import ARM, CONTROL, Arm, External
 from kdbench.suite.matrix import CEILING
 
 if TYPE_CHECKING:
@@ -78,7 +77,7 @@ def open_suite(results_dir: Path | str, suite: str | None = None) -> SuiteResult
 def _cell(store: Store, planned: dict[str, Any]) -> dict[str, Any]:
     entry = store.entry("cells", planned["key"])
     facts = {name: planned[name] for name in ("arm", "student", "teacher", "seed", "key")}
-    facts["elsewhere"] = planned["inputs"]["arm"] == external.ARM
+    facts["elsewhere"] = planned["inputs"]["arm"] == ARM
     done = entry.done()
     if done is None:
         return facts | {"status": "missing", "path": entry.path}
@@ -169,8 +168,8 @@ def external_notes(found: SuiteResults) -> list[str]:
     if not arms:
         return []
     about = (
-        f"{', '.join(arms)}: {external.CONTROL}; start, data, budget and tuning may differ, so a difference is one "
-        "between these students and not between objectives alone"
+        f"{', '.join(arms)}: {CONTROL}; start, data, budget and tuning may differ, and whether the held-out "
+        "text was read is not known here, so a difference is one between these students, not between objectives alone"
     )
     return [about, *(f"{label}: {_seeds_in_words(arm, found.seeds)}" for label, arm in arms.items())]
 

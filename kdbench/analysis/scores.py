@@ -161,10 +161,10 @@ def _same_items(frame: pd.DataFrame, column: np.ndarray) -> None:
     """Refuse scores where one (task, item) carries two hashes: the arms answered different questions."""
     if "item_hash" not in frame.columns:
         return
-    hashes, _ = pd.factorize(frame["item_hash"], use_na_sentinel=False)
-    first = np.empty(int(column.max()) + 1, dtype=hashes.dtype)
-    first[column] = hashes
-    if (differ := np.flatnonzero(first[column] != hashes)).size:
+    hashes, _ = pd.factorize(frame["item_hash"])  # -1: no hash, as of scores that came from elsewhere
+    first = np.full(int(column.max()) + 1, -1, dtype=hashes.dtype)
+    first[column[hashes >= 0]] = hashes[hashes >= 0]
+    if (differ := np.flatnonzero((hashes >= 0) & (first[column] != hashes))).size:
         row = frame.iloc[differ[0]]
         raise ConfigError(
             f"item {row['item']!r} of task {row['task']!r} has another item_hash for {row['objective']!r} than for "

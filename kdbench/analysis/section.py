@@ -69,6 +69,11 @@ class Context:
     results: SuiteResults | None = None
     runs: Mapping[str, MirroredRun] = field(default_factory=dict)
 
+    @property
+    def elsewhere(self) -> list[str]:
+        """Arms whose students were not trained here."""
+        return [] if self.results is None else list(self.results.externals)
+
     @cached_property
     def trained(self) -> pd.DataFrame:
         """Overall means of the trained arms."""

@@ -8,10 +8,9 @@ from typing import Any
 
 from kdbench.distill import models
 from kdbench.errors import ConfigError
+from kdbench.suite.external import ABSENT, ARM, CONTROL
 
-ARM = "external"  # what inputs call the arm
-ABSENT = "absent"  # the key under which inputs name a folder that is not there; also such a cell's state
-CONTROL = "not trained under kdbench's control"
+__all__ = ["ABSENT", "ARM", "CONTROL", "check_tokenizer", "fingerprint", "why_absent"]
 
 
 def fingerprint(folder: Path, check: Callable[[Path], Any]) -> str:

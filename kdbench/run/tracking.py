@@ -16,15 +16,18 @@ import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
 from kdbench.files import read_json
-from kdbench.run.jobs import Job
 from kdbench.run.store import Store
 from kdbench.run.tuning_words import in_words
+from kdbench.suite.external import ARM, CONTROL
 from kdbench.suite.matrix import point_title, title
+
+if TYPE_CHECKING:
+    from kdbench.run.job import Job
 
 BATCH = 1000
 TAGS = 90  # verdicts; MLflow takes 100 tags at once
@@ -164,6 +167,8 @@ class Mirror:
         tags = {"mlflow.parentRunId": parent, KEY_TAG: cell["key"]}
         tags |= {f"kdbench.{'objective' if name == 'arm' else name}": value for name, value in names.items()}
         named = title(cell["arm"], cell["student"], cell["teacher"], cell["seed"])
+        if cell["inputs"]["arm"] == ARM:
+            tags["kdbench.origin"] = CONTROL
         if "settings" in cell:
             tags["kdbench.trial"] = point_title(cell["settings"])
             named += f" · tuning: {tags['kdbench.trial']}"

@@ -11,6 +11,9 @@ from pydantic import Field, model_validator
 from kdbench.errors import did_you_mean
 from kdbench.suite.part import Part
 
+ARM = "external"  # what inputs call the arm
+ABSENT = "absent"  # the key under which inputs name a folder that is not there; also such a cell's state
+CONTROL = "not trained under kdbench's control"
 PLACES = ("student", "teacher", "seed")
 _BRACES = re.compile(r"\{([^{}]*)\}")
 

@@ -268,6 +268,12 @@ def test_every_misfit_is_one_clear_error(frame, options, message):
         compare(frame, **options)
 
 
+def test_scores_without_a_hash_stand_beside_scores_with_one():
+    frame = pair()
+    frame["item_hash"] = frame["item"].astype(str).where(frame.objective == "sft")
+    assert len(compare(frame, "sft").table) == 2
+
+
 def test_equal_hashes_on_both_sides_are_fine():
     frame = pair()
     frame["item_hash"] = frame["item"].astype(str)
