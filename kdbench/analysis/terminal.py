@@ -79,7 +79,7 @@ def _verdicts(comparison: Comparison, width: int) -> Table:
         texts.append([*names, *numbers, p_text(row["p_adjusted"]), row["verdict"]])
     unit = "points" if comparison.points else "units of score"
     against = f" against {cut(baseline, 30)}" if baseline else ""
-    title = f"Verdict{against}: mean over {_tasks(comparison)}, in {unit}; p by {comparison.adjustment}"
+    title = f"Verdict{against}: mean over {_tasks(comparison)}, in {unit}; p by {_adjustments(comparison)}"
     caption = _caption(comparison, rows, left, place, students)
     heads = ["objective" if baseline else "against", *([] if place else [where])]
     return _table(title, heads, ["mean", "difference", level, "p", "verdict"], texts, width, caption)
@@ -92,6 +92,12 @@ def _caption(
     whose = place or (f"student {students[0]}" if len(students) == 1 else "")
     text = "; ".join(part for part in (whose, _sizes(rows), "the mean is that of the first named") if part)
     return f"{choice.left_out(comparison, left)}; {ELSEWHERE}\n{text}" if left else text
+
+
+def _adjustments(comparison: Comparison) -> str:
+    """Rows over all pairs are a family of their own."""
+    single, whole = comparison.adjustment, comparison.pooled_adjustment
+    return single if single == whole or not len(comparison.pooled) else f"{single}, over all pairs by {whole}"
 
 
 def _tasks(comparison: Comparison) -> str:

@@ -187,9 +187,10 @@ def sections(comparison: Comparison) -> list[tuple[str, Sequence[str], list[list
     kind = unit(comparison)
     level = f"{100 * (1 - comparison.alpha):g} % intervals"
     table, pooled = comparison.table, comparison.pooled
+    about = f"in {kind}, {level}, p by"
     found = [
-        (f"Over all pairs, in {kind}, {level}, p by {comparison.adjustment}", pooled[pooled.task == OVERALL], False),
-        (f"Overall, in {kind}, {level}, p by {comparison.adjustment}", table[table.task == OVERALL], False),
+        (f"Over all pairs, {about} {comparison.pooled_adjustment}", pooled[pooled.task == OVERALL], False),
+        (f"Overall, {about} {comparison.adjustment}", table[table.task == OVERALL], False),
     ]
     if table.task.nunique() > 2:  # with one task, it is the overall row
         title = f"Per task, exploratory, in {kind}, {level}, p by Benjamini-Hochberg"
