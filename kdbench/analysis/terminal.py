@@ -97,7 +97,7 @@ def _caption(
 def _adjustments(comparison: Comparison) -> str:
     """Rows over all pairs are a family of their own."""
     single, whole = comparison.adjustment, comparison.pooled_adjustment
-    return single if single == whole or not len(comparison.pooled) else f"{single}, over all pairs by {whole}"
+    return single if single == whole or not len(comparison.pooled) else f"{single} (all pairs: {whole})"
 
 
 def _tasks(comparison: Comparison) -> str:
