@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kdbench.run import external, orchestrate, predict, quota, stages, tuning
+from kdbench.run import orchestrate, predict, quota, stages, tuning
 from kdbench.run.jobs import Job
 from kdbench.run.store import Store
 from kdbench.suite import cost
+from kdbench.suite.external import CONTROL
 from kdbench.suite.matrix import point_title
 from kdbench.suite.schema import Suite
 
@@ -106,7 +107,7 @@ def print_plan(planned: dict[str, Any]) -> None:
     for entry in planned["to_make"]:
         console.print(f"to make first: {entry['title']}", highlight=False)
     for label in dict.fromkeys(row["objective"] for row in planned["cells"] if row["elsewhere"]):
-        console.print(f"{label}: {external.CONTROL}; its folders are examined as they are", highlight=False)
+        console.print(f"{label}: {CONTROL}; its folders are examined as they are", highlight=False)
     if told := planned["tuning"]:
         _print_tuning(console, told)
     left = sum(1 for row in planned["cells"] if row["why"] and "not chosen" not in row["why"])

@@ -14,6 +14,7 @@ import pandas as pd
 
 from kdbench.analysis import claim_words as words
 from kdbench.analysis.claim_estimates import Estimate, Setting, Untested, estimate, rows_of
+from kdbench.analysis.words import plain
 from kdbench.errors import ConfigError
 from kdbench.suite.claims import Claim
 
@@ -146,4 +147,4 @@ def _mechanism(
 def _plain(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [_plain(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return plain(value)

@@ -16,7 +16,7 @@ from kdbench.analysis import stats, token_pair
 from kdbench.analysis.examined import Checkpoint, find
 from kdbench.analysis.spelling import Speller
 from kdbench.analysis.token_pair import TokenPair
-from kdbench.analysis.words import p_text
+from kdbench.analysis.words import p_text, plain
 from kdbench.errors import ConfigError, did_you_mean
 from kdbench.run import orchestrate
 from kdbench.run.store import Store
@@ -63,7 +63,7 @@ class Difference:
         if self.tokens is not None:
             told = self.tokens
             tokens = {"n_tokens": told.n_tokens, "table": _records(told.table), "teacher": told.teacher}
-            tokens |= {"thirds": told.thirds, "shares": told.shares, "apart": [_plain(row) for row in self.apart]}
+            tokens |= {"thirds": told.thirds, "shares": told.shares, "apart": [_row(row) for row in self.apart]}
         cells = [
             {"key": cell.key, "suite": cell.suite, **cell.named, "metrics": cell.metrics, "name": name}
             for cell, name in zip(self.cells, self.names, strict=True)
@@ -242,9 +242,8 @@ def _sentence(found: Difference) -> str:
 
 
 def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    return [_plain(row) for row in frame.to_dict("records")]
+    return [_row(row) for row in frame.to_dict("records")]
 
 
-def _plain(row: Mapping[Any, Any]) -> dict[str, Any]:
-    values = {str(name): value.item() if hasattr(value, "item") else value for name, value in row.items()}
-    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+def _row(row: Mapping[Any, Any]) -> dict[str, Any]:
+    return {str(name): plain(value) for name, value in row.items()}

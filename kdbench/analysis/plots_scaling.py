@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from kdbench.analysis import rows as choice
 from kdbench.analysis.labels import cut, fold, model
 from kdbench.analysis.plots import FAINT, GRID, INK, LINES, MARKS, STYLE, _save, factor
+from kdbench.analysis.scaling_words import parameters
 from kdbench.analysis.words import OVERALL, number, unit
 
 if TYPE_CHECKING:
@@ -82,7 +83,8 @@ def _positions(overall: pd.DataFrame, sizes: Mapping[str, int]) -> tuple[dict[st
     if known:
         teachers = sorted(teachers, key=lambda name: (_family(name), sizes[name]))
     labels = {
-        name: "\n".join([*fold(model(name, 14), 14), *([short(sizes[name])] if known else [])]) for name in teachers
+        name: "\n".join([*fold(model(name, 14), 14), *([parameters(sizes[name])] if known else [])])
+        for name in teachers
     }
     if known and len(teachers) > 1:
         logs = [math.log10(sizes[name]) for name in teachers]
@@ -106,16 +108,6 @@ def _family(name: str) -> str:
     """Return a model's name up to its first digit: `sure-` of `sure-96x3`, so that families stay together."""
     letters = model(name, 99)
     return letters[: next((i for i, sign in enumerate(letters) if sign.isdigit()), len(letters))]
-
-
-def short(parameters: int) -> str:
-    """Return 1,121,280 as `1.1M`."""
-    for limit, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if parameters >= limit:
-            return (
-                f"{parameters / limit:.3g}{letter}" if parameters < 100 * limit else f"{parameters / limit:.0f}{letter}"
-            )
-    return str(parameters)
 
 
 def _panel(

@@ -75,6 +75,13 @@ class Context:
         return [] if self.results is None else list(self.results.externals)
 
     @cached_property
+    def uncertainty(self) -> pd.DataFrame:
+        """How sure each teacher is, read from the cells' token scores once: `token_view.uncertainty`."""
+        from kdbench.analysis import token_view
+
+        return pd.DataFrame() if self.results is None else token_view.uncertainty(self.results)
+
+    @cached_property
     def trained(self) -> pd.DataFrame:
         """Overall means of the trained arms."""
         means = self.comparison.means

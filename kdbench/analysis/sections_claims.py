@@ -27,9 +27,9 @@ def _options(known: Context) -> dict[str, Any]:
 
 def _medians(known: Context) -> Mapping[str, float]:
     """Each teacher's median UNC on the distilled text; on held-out text where no cache has noted it."""
-    if known.results is None:
+    frame = known.uncertainty
+    if frame.empty:
         return {}
-    frame = token_view.uncertainty(known.results)
     held_out = frame[frame.text == token_view.HELD_OUT].set_index("teacher").q50.to_dict()
     return held_out | frame[frame.text == token_view.DISTILLATION].set_index("teacher").q50.to_dict()
 
@@ -42,7 +42,8 @@ def claimed(known: Context) -> Section | None:
     wanted = [Claim.model_validate(entry) for entry in entries]
     scores = {"acc": known.scores}
     if known.results is not None:
-        scores |= {name: item_scores(known.results, name) for name in METRICS if name in {c.metric for c in wanted}}
+        others = (METRICS.keys() - scores.keys()) & {claim.metric for claim in wanted}
+        scores |= {name: item_scores(known.results, name) for name in others}
     margin = known.comparison.margin
     found = claims.judge(
         wanted, scores, margin=margin, sizes=known.sizes, uncertainty=_medians(known), **_options(known)
@@ -76,7 +77,7 @@ def sure(known: Context) -> Section | None:
     """How sure the teachers are, and whether the gain follows it."""
     if known.results is None or known.plan is None or known.scores is None:
         return None
-    frame = token_view.uncertainty(known.results)
+    frame = known.uncertainty
     if frame.empty:
         return None
     text = token_view.sentences(frame)

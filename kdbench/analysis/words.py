@@ -235,9 +235,7 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
     frames = {name: getattr(comparison, name) for name in ("table", "pooled", "means", "details")}
     return {
         "sentences": comparison.sentences(),
-        **{
-            name: [{k: _plain(v) for k, v in row.items()} for row in f.to_dict("records")] for name, f in frames.items()
-        },
+        **{name: [{k: plain(v) for k, v in row.items()} for row in f.to_dict("records")] for name, f in frames.items()},
         "notes": list(comparison.notes),
         "method": comparison.method,
         "smallest_p": comparison.smallest_p,
@@ -248,7 +246,7 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Return a Python value that JSON knows."""
     value = value.item() if hasattr(value, "item") else value
     return None if _null(value) or (isinstance(value, float) and not math.isfinite(value)) else value

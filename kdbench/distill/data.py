@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -242,6 +243,14 @@ def first_blocks(blocks: Blocks, rows: int) -> Blocks:
     return blocks.select(torch.arange(min(rows, len(blocks))))
 
 
+@lru_cache(maxsize=4)
+def _order(seed: int, epoch: int, rows: int) -> Tensor:
+    """Draw an epoch's order once, not at each of its steps."""
+    import torch
+
+    return torch.randperm(rows, generator=generator(seed, "order", epoch))
+
+
 def batch_rows(seed: int, step: int, rows: int, size: int) -> Tensor:
     """Return which rows stand in the batch of `step` (0-based): whole epochs, each in an order of its own."""
     import torch
@@ -250,7 +259,6 @@ def batch_rows(seed: int, step: int, rows: int, size: int) -> Tensor:
     epochs = positions // rows
     chosen = torch.empty(size, dtype=torch.int64)
     for epoch in epochs.unique().tolist():
-        order = torch.randperm(rows, generator=generator(seed, "order", epoch))
         here = epochs == epoch
-        chosen[here] = order[positions[here] % rows]
+        chosen[here] = _order(seed, epoch, rows)[positions[here] % rows]
     return chosen

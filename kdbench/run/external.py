@@ -8,9 +8,7 @@ from typing import Any
 
 from kdbench.distill import models
 from kdbench.errors import ConfigError
-from kdbench.suite.external import ABSENT, ARM, CONTROL
-
-__all__ = ["ABSENT", "ARM", "CONTROL", "check_tokenizer", "fingerprint", "why_absent"]
+from kdbench.suite.external import ABSENT
 
 
 def fingerprint(folder: Path, check: Callable[[Path], Any]) -> str:

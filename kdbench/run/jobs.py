@@ -23,6 +23,7 @@ from kdbench.files import sha256_file
 from kdbench.registry import objective, source_digest
 from kdbench.run import external
 from kdbench.run.job import Job
+from kdbench.suite.external import ABSENT, ARM
 from kdbench.suite.materials import Model, Pretrain
 from kdbench.suite.matrix import Cell, cells, trials
 from kdbench.suite.schema import Suite, Train
@@ -278,11 +279,11 @@ class Planner:
 
     def _external(self, cell: Cell, inputs: dict[str, Any], needs: list[Job]) -> Job:
         """Return the examination of a student trained elsewhere; its key knows the weights, neither names nor seed."""
-        inputs |= {"arm": external.ARM, "seed": None}
+        inputs |= {"arm": ARM, "seed": None}
         context = {"labels": {"arm": cell.arm, "student": cell.student, "teacher": cell.teacher}}
         folder = (self.base / str(cell.folder)).resolve()
         if not folder.is_dir():
-            return self._add(Job("cells", cell.title, inputs | {external.ABSENT: str(cell.folder)}, (), context, cell))
+            return self._add(Job("cells", cell.title, inputs | {ABSENT: str(cell.folder)}, (), context, cell))
         try:
             weights = {"weights": external.fingerprint(folder, self._saved_config), "tokenizer": self._tokenizer().key}
         except ConfigError as error:

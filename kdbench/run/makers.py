@@ -24,6 +24,7 @@ from kdbench.run import external
 from kdbench.run.store import INPUTS, Entry, Store
 from kdbench.run.work import Work
 from kdbench.seeding import derive
+from kdbench.suite.external import ARM
 
 # --- what several makers read; kept warm -----------------------------------------------------------------------------
 
@@ -212,9 +213,9 @@ def make_cell(work: Work) -> dict[str, Any]:
     tokenizer = _text_tokenizer(work)
     subject = inputs["teacher"] if inputs["arm"] == "ceiling" else inputs["student"]
     folder = model_folder(work.store, subject)
-    guided = inputs["arm"] in ("objective", external.ARM) and "teacher" in inputs
+    guided = inputs["arm"] in ("objective", ARM) and "teacher" in inputs
     guide = _teacher_model(work, inputs["teacher"]) if guided else None
-    if inputs["arm"] == external.ARM:
+    if inputs["arm"] == ARM:
         external.check_tokenizer(folder, tokenizer)
     with work.clock.part("load_s"):
         model = models.load(folder, work.runtime)

@@ -14,6 +14,7 @@ from kdbench.run import external, tuning
 from kdbench.run.jobs import AFTER, Job, Planner
 from kdbench.run.store import Store
 from kdbench.run.workers import Listener, Outcome, Pool
+from kdbench.suite.external import ABSENT
 from kdbench.suite.matrix import Cell, split_labels
 from kdbench.suite.schema import Suite
 
@@ -125,8 +126,8 @@ def plan(suite: Suite, base: Path, store: Store) -> Plan:
     before = _previous(store, suite.name)
     cells = []
     for cell, job in planner.cells:
-        if external.ABSENT in job.inputs:
-            cells.append(PlannedCell(cell, job, external.ABSENT, external.why_absent(job.inputs)))
+        if ABSENT in job.inputs:
+            cells.append(PlannedCell(cell, job, ABSENT, external.why_absent(job.inputs)))
             continue
         if AFTER in job.inputs:
             cells.append(PlannedCell(cell, job, tuning.WAITS, "its settings are chosen by trials first"))
@@ -149,7 +150,7 @@ def _previous(store: Store, name: str) -> dict[str, dict[str, Any]]:
     path = store.suite_folder(name) / "plan.json"
     try:
         known = read_json(path)["cells"] if path.exists() else []
-        return {entry["name"]: entry for entry in known if not {external.ABSENT, AFTER} & {*entry["inputs"]}}
+        return {entry["name"]: entry for entry in known if not {ABSENT, AFTER} & {*entry["inputs"]}}
     except (StoreError, KeyError, TypeError):
         return {}
 
@@ -206,7 +207,7 @@ def write_plan(plan: Plan, store: Store, overrides: Sequence[str]) -> dict[str, 
 
 def run(plan: Plan, store: Store, jobs: Sequence[Job], workers: int, listeners: Sequence[Listener]) -> Outcome:
     """Make the given jobs and, from the test items, the task folder that plain lm-eval can use."""
-    absent = {job.id: external.why_absent(job.inputs) for job in jobs if external.ABSENT in job.inputs}
+    absent = {job.id: external.why_absent(job.inputs) for job in jobs if ABSENT in job.inputs}
     jobs = [job for job in jobs if job.id not in absent]
     outcome = Outcome(done=dict(plan.done))
     if jobs:

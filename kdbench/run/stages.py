@@ -16,12 +16,13 @@ from typing import Any
 from rich.console import Console
 
 from kdbench.errors import Interrupted, KdbenchError
-from kdbench.run import external, orchestrate, predict, quota, tuning
+from kdbench.run import orchestrate, predict, quota, tuning
 from kdbench.run.display import Display
 from kdbench.run.jobs import Job
 from kdbench.run.store import Store
 from kdbench.run.tracking import Exporter
 from kdbench.run.workers import Outcome
+from kdbench.suite.external import ABSENT
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,7 @@ class _Run:
 
 def _has_been_tried(job: Job) -> bool:
     """Whether a job that is still to be made belongs to the first stage alone: it failed there."""
-    return external.ABSENT in job.inputs or (job.cell is not None and job.cell.trial)
+    return ABSENT in job.inputs or (job.cell is not None and job.cell.trial)
 
 
 class Foresight(threading.Thread):

@@ -58,7 +58,7 @@ def test_teachers_stand_by_size_and_families_apart():
     assert on_scale and at["open-64x2"] == math.log10(240_000)
     _, labels, on_scale = plots_scaling._positions(overall, {})
     assert not on_scale and labels["open-96x3"] == "open-96x3"
-    assert [plots_scaling.short(n) for n in (999, 1_121_280, 582_000, 6.7e9)] == ["999", "1.12M", "582k", "6.7B"]
+    assert [plots_scaling.parameters(n) for n in (999, 1_121_280, 582_000, 6.7e9)] == ["999", "1.12M", "582k", "6.7B"]
 
 
 @pytest.mark.parametrize("count", [2, 11])
