@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdbench.analysis import export, looks, words
+from kdbench.analysis import equal_time, export, looks, words
 from kdbench.analysis.advice import advice
 from kdbench.analysis.results import METRICS, SuiteResults, external_notes, history, item_scores, open_suite
 from kdbench.analysis.verdict import Comparison, compare
@@ -48,7 +49,8 @@ def answer(
     """Compare arms of a suite that is open; arguments and errors as for `ask`. `read` gives the scores of a metric."""
     question = results.plan["suite"]["compare"]
     name, tasks = _metric(metric, question["tasks"], results.plan["suite"]["examine"]["tasks"])
-    scores = read(results, name)
+    everything = read(results, name)
+    scores = everything if objectives or baseline else equal_time.apart(everything, results.plan)
     options: dict[str, Any] = {"tasks": tasks, "alpha": question["alpha"], "margin": question["margin"]}
     options |= looks.options(question, tasks)
     if objectives or baseline:
@@ -59,7 +61,8 @@ def answer(
     else:
         found = compare(scores, question["baseline"], **options)
     found.notes[:0] = [*missing(results), *external_notes(results), *looks.remember(results.folder, metric, found)]
-    return found
+    timed = [] if objectives or baseline else equal_time.contrasts(everything, results.plan)
+    return replace(found, at_equal_time=compare(everything, contrasts=timed, **options)) if timed else found
 
 
 def _available(contrasts: Sequence[Sequence[str]], scores: Any) -> list[tuple[str, str]]:
@@ -149,8 +152,8 @@ def write_report(results_dir: Path, suite: str | None) -> tuple[Comparison, dict
         suite=head,
         facts=_facts(plan),
         cells=[_row(cell) for cell in results.cells],
-        history=history(results),
-        scores=scores,
+        history=equal_time.apart(history(results), plan),
+        scores=equal_time.apart(scores, plan),
         sizes=sizes(results),
         plan=plan,
         results=results,

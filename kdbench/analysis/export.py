@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from kdbench.analysis import rows as choice
-from kdbench.analysis.words import as_json, number, place_text, sections
+from kdbench.analysis.words import as_json, at_equal_time, number, place_text, sections
 
 if TYPE_CHECKING:
     from kdbench.analysis.verdict import Comparison
@@ -24,16 +24,24 @@ NUMBERS = {"difference", "interval", "p", "seeds × items", "score", "sd over se
 
 
 def csv(comparison: Comparison) -> str:
-    """Return every row of `table` and `pooled` with its details, one tidy table; numbers in units of score."""
+    """Return every row of `table` and `pooled` with its details, one tidy table; numbers in units of score.
+
+    Contrasts at equal wall time follow, where there are such.
+    """
+    parts = [comparison, *([comparison.at_equal_time] if comparison.at_equal_time else [])]
+    return pd.concat([_rows(part) for part in parts], ignore_index=True).to_csv(index=False, lineterminator="\n")
+
+
+def _rows(comparison: Comparison) -> pd.DataFrame:
     frame = pd.concat([part for part in (comparison.table, comparison.pooled) if len(part)], ignore_index=True)
     more = comparison.details[[name for name in comparison.details.columns if name in KEY or name not in frame]]
-    return frame.merge(more.drop_duplicates(KEY), on=KEY, how="left").to_csv(index=False, lineterminator="\n")
+    return frame.merge(more.drop_duplicates(KEY), on=KEY, how="left")
 
 
 def latex(comparison: Comparison) -> str:
     """Return the tables as LaTeX that needs only the package booktabs."""
     parts = ["% \\usepackage{booktabs}"]
-    for index, (title, head, rows) in enumerate(sections(comparison), start=1):
+    for index, (title, head, rows) in enumerate([*sections(comparison), *at_equal_time(comparison)], start=1):
         parts.append(_tabular(title, head, rows, f"tab:kdbench-{index}"))
     return "\n\n".join([*parts, f"% {comparison.method}"]) + "\n"
 

@@ -20,6 +20,7 @@ __all__ = ["along_uncertainty", "interactions", "sentences", "teacher_trend"]
 
 ARM = ["objective", "student"]
 GAIN = ["objective", "baseline", "moderator"]
+TOO_CLOSE = "models that lie this close together show no slope"
 CLOSE = 1.1  # sizes within 10 %, or UNC within .014: a slope over that would be noise blown up
 BOUNDARY = 1e-4  # of the residual variance; below it the seeds' is at 0
 NOT_TRAINED = ("floor", "ceiling", NOTHING)
@@ -65,7 +66,7 @@ def teacher_trend(
             mine = [part for part in parts if part[0][0] == student]
             row = _over(mine, 1, sizes, asked, f"{objective} at {student or 'all students'}")
             rows += [] if row is None else [{"objective": objective, "student": student, **row}]
-    if not rows:
+    if not rows and TOO_CLOSE not in asked.notes.found:
         asked.notes.add("a trend over teachers needs results with two sizes of teacher or more", "teacher size")
     return family(rows, [*ARM, *ROW, *SIZE], TREND_WORDS, asked)
 
@@ -101,7 +102,7 @@ def interactions(
             if row is not None:
                 found = dict(zip(("mixed_slope", "mixed_p", "mixed"), mixed.get(moderator, mixed[""]), strict=True))
                 rows.append(head | row | found)
-    if not rows:
+    if not rows and TOO_CLOSE not in asked.notes.found:
         asked.notes.add("an interaction with size needs results with two sizes of teacher or student", "model size")
     return family(rows, [*GAIN, *ROW, *SIZE, "mixed_slope", "mixed_p", "mixed"], GAIN_WORDS, asked)
 
@@ -131,7 +132,7 @@ def along_uncertainty(
             ends = {name: math.log2(row[name]) * UNC_STEP for name in ("lowest", "highest")}
             ranks = {"spearman": _rank_correlation(parts, uncertainty, asked)}
             rows.append({"objective": objective, "baseline": baseline, "moderator": UNSURE} | row | ends | ranks)
-    if not rows:
+    if not rows and TOO_CLOSE not in asked.notes.found:
         asked.notes.add("whether the gain follows UNC needs two teachers whose median UNC is known", UNSURE)
     return family(rows, [*GAIN, *ROW, *SIZE, "spearman"], GAIN_WORDS, asked)
 
@@ -165,7 +166,7 @@ def _over(
     if row is None:
         return None
     if row["highest"] - row["lowest"] < math.log2(CLOSE):
-        asked.notes.add("models that lie this close together show no slope", where)
+        asked.notes.add(TOO_CLOSE, where)
         return None
     names = {place[side] for place, _ in parts}
     if unit == "size" and len({sizes[str(name)] for name in names}) < len(names):

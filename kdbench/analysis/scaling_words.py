@@ -17,7 +17,8 @@ UNITS = ((1e9, "B"), (1e6, "M"), (1e3, "k"))
 
 def sentences(frame: pd.DataFrame) -> list[str]:
     """Return a frame of `teacher_trend`, `interactions` or `along_uncertainty` in words: a sentence a row, notes."""
-    return [_sentence(row, frame.attrs) for row in frame.to_dict("records")] + list(frame.attrs["notes"])
+    notes = [f"{note[:1].upper()}{note[1:]}" for note in frame.attrs["notes"]]
+    return [_sentence(row, frame.attrs) for row in frame.to_dict("records")] + notes
 
 
 def parameters(count: float) -> str:

@@ -144,7 +144,7 @@ def cite(known: Context) -> Section | None:
 
 BUILDERS: list[Callable[[Context], Section | None]] = [
     verdict, best, against.claimed, scaling, against.sizes, against.sure, heat, tasks, against.tokens, against.cost,
-    against.tuning, items, curves, scores, cell_table.cells, paste, cite,
+    against.time, against.tuning, items, curves, scores, cell_table.cells, paste, cite,
 ]  # fmt: skip
 
 

@@ -4,17 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from kdbench.analysis import claims, costs, plots_arms, plots_tuning, scaling, token_plots, token_view
+from kdbench.analysis import (
+    claims,
+    costs,
+    equal_time,
+    plots,
+    plots_arms,
+    plots_tuning,
+    scaling,
+    token_plots,
+    token_view,
+    words,
+)
 from kdbench.analysis.results import METRICS, item_scores
 from kdbench.analysis.section import Context, Section
 from kdbench.analysis.words import number
 from kdbench.run.tuning_words import sensitivity
 from kdbench.suite.claims import Claim
 
+if TYPE_CHECKING:
+    from kdbench.analysis.verdict import Comparison
+
+NO_LOOK = "So many seeds are no planned look of the suite, so these judgements are exploratory."
+TOKEN_TABLES = 4  # contrasts of which the token view is shown
 HEAD = ("claim", "source", "found", "interval", "verdict")
 
 
@@ -22,7 +38,7 @@ def _options(known: Context) -> dict[str, Any]:
     """The question that the suite asks, as `scaling` and `claims` take it."""
     assert known.plan is not None
     asked = known.plan["suite"]["compare"]
-    return {"tasks": asked["tasks"], "weights": asked.get("weights") or None, "alpha": asked["alpha"]}
+    return {"tasks": asked["tasks"], "weights": asked.get("weights") or None, "alpha": known.comparison.alpha}
 
 
 def _medians(known: Context) -> Mapping[str, float]:
@@ -54,9 +70,14 @@ def claimed(known: Context) -> Section | None:
         value = number(known.comparison, one.estimate, sign=True)
         rows.append([one.claim.sentence, one.claim.source, value, f"{low} to {high}", one.verdict])
     deviations = dict.fromkeys(text for one in found for text in one.deviations)
-    text = [one.sentence for one in found]
+    text = [NO_LOOK] * (not _is_a_look(known.comparison)) + [one.sentence for one in found]
     text += [f"This suite is not the paper's experiment: {'; '.join(deviations)}."] if deviations else []
     return Section("claims", "Published claims", text, tables=[("", HEAD, rows)])
+
+
+def _is_a_look(comparison: Comparison) -> bool:
+    """Whether the suite planned to look at so many seeds, or planned no looks at all."""
+    return not comparison.looks or int(comparison.table.n_seeds.max()) in comparison.looks
 
 
 def sizes(known: Context) -> Section | None:
@@ -91,17 +112,37 @@ def sure(known: Context) -> Section | None:
 
 
 def tokens(known: Context) -> Section | None:
-    """Where on the easy-hard scale the first contrast gains or loses."""
+    """Where on the easy-hard scale contrasts gain or lose; the first one is drawn."""
     if known.results is None:
         return None
-    for a, b in known.comparison.contrasts:
-        frame = token_view.by_difficulty(known.results, a, b)
-        if len(frame):
-            text = [*token_view.sentences(None, frame), *token_view.lacking(known.results)]
-            title = f"Token by token, easy to hard: {a} against {b}"
-            says = f"Gain of {a} on {b} in log p by the teacher's UNC"
-            return Section("tokens", title, text, partial(token_plots.draw_by_difficulty, frame), says)
-    return None
+    contrasts = known.comparison.contrasts
+    found = [token_view.by_difficulty(known.results, a, b) for a, b in contrasts[:TOKEN_TABLES]]
+    frames = [frame for frame in found if len(frame)]
+    if not frames:
+        return None
+    a, b = (frames[0].iloc[0][side] for side in ("objective", "baseline"))
+    text = [
+        f"The picture is of {a} against {b}. Held-out tokens are sorted by the teacher's UNC = 1 − p(token that "
+        "follows) into ten parts of equally many; intervals are over seeds, for these tokens."
+    ]
+    text += [f"The first {TOKEN_TABLES} of {len(contrasts)} contrasts are shown."] * (len(contrasts) > TOKEN_TABLES)
+    text += token_view.lacking(known.results)
+    draw = partial(token_plots.draw_by_difficulty, frames[0])
+    says = f"Gain of {a} on {b} in log p by the teacher's UNC"
+    tables = [token_view.table(frame) for frame in frames]
+    return Section("tokens", "Token by token, from easy to hard", text, draw, says, tables)
+
+
+def time(known: Context) -> Section | None:
+    """The same contrasts at equal wall time."""
+    timed = known.comparison.at_equal_time
+    if timed is None or known.plan is None:
+        return None
+    text = [equal_time.ABOUT, *equal_time.sentences(known.plan), *words.summary(timed)]
+    draw = partial(plots.forest, timed)
+    tables = words.at_equal_time(known.comparison)
+    says = "Differences with intervals at equal wall time"
+    return Section("equal_time", "At equal wall time", text, draw, says, tables)
 
 
 def tuning(known: Context) -> Section | None:
@@ -120,7 +161,8 @@ def tuning(known: Context) -> Section | None:
 
 def cost(known: Context) -> Section | None:
     """Quality against training time."""
-    frame = costs.costs(known.cells, known.comparison.means)
+    timed = equal_time.arms(known.plan or {})
+    frame = costs.costs([cell for cell in known.cells if cell["objective"] not in timed], known.comparison.means)
     if frame.empty or frame.objective.nunique() < 2 or frame.seconds.isna().all():
         return None
     points = known.comparison.points

@@ -24,7 +24,9 @@ ELSEWHERE = "all rows: --markdown, --csv, or the report"
 
 def tables(comparison: Comparison, width: int = WIDTH) -> list[Table]:
     """Return the tables that answer the question; those per task stand in the report, in Markdown and in JSON."""
-    return [_verdicts(comparison, width), _scores(comparison, width)]
+    timed = comparison.at_equal_time
+    more = [_verdicts(timed, width, "At equal wall time")] if timed else []
+    return [_verdicts(comparison, width), *more, _scores(comparison, width)]
 
 
 def _table(
@@ -60,7 +62,7 @@ def _share(wanted: Sequence[int], room: int) -> list[int]:
     return list(widths.values())
 
 
-def _verdicts(comparison: Comparison, width: int) -> Table:
+def _verdicts(comparison: Comparison, width: int, heading: str = "Verdict") -> Table:
     rows = choice.overall(comparison, pooled_first=False)
     shown, left = choice.telling(rows, MOST)
     students = [name for name in dict.fromkeys(row["student"] for row in rows) if name != "all"]
@@ -79,7 +81,7 @@ def _verdicts(comparison: Comparison, width: int) -> Table:
         texts.append([*names, *numbers, p_text(row["p_adjusted"]), row["verdict"]])
     unit = "points" if comparison.points else "units of score"
     against = f" against {cut(baseline, 30)}" if baseline else ""
-    title = f"Verdict{against}: mean over {_tasks(comparison)}, in {unit}; p by {_adjustments(comparison)}"
+    title = f"{heading}{against}: mean over {_tasks(comparison)}, in {unit}; p by {_adjustments(comparison)}"
     caption = _caption(comparison, rows, left, place, students)
     heads = ["objective" if baseline else "against", *([] if place else [where])]
     return _table(title, heads, ["mean", "difference", level, "p", "verdict"], texts, width, caption)

@@ -178,12 +178,8 @@ def _bins(differences: np.ndarray, log_prob: np.ndarray, bins: int, level: float
     return rows
 
 
-def sentences(unsure: pd.DataFrame | None, gains: pd.DataFrame | None = None) -> list[str]:
-    """Say how sure each teacher is and, of the tables of `by_difficulty`, where one arm gains on the other."""
-    return ([] if unsure is None else _on_teachers(unsure)) + ([] if gains is None else _on_gains(gains))
-
-
-def _on_teachers(frame: pd.DataFrame) -> list[str]:
+def sentences(frame: pd.DataFrame) -> list[str]:
+    """Say how sure each teacher is, from a frame of `uncertainty`."""
     if frame.empty:
         return ["No teacher's certainty is known: there are no token scores and no cache of its distributions."]
     lines = []
@@ -199,19 +195,16 @@ def _on_teachers(frame: pd.DataFrame) -> list[str]:
     return [*lines, f"Sure of most tokens of the {text} text (median UNC below {unc_text(SURE)}): {named}."]
 
 
-def _on_gains(frame: pd.DataFrame) -> list[str]:
-    if frame.empty:
-        return ["No two arms can be compared token by token: an arm, or the teacher, has no token scores."]
-    lines = []
-    for (student, teacher, a, b), rows in frame.groupby(["student", "teacher", "objective", "baseline"], sort=False):
-        parts = [rows[rows.bin == number].iloc[0] for number in (0, 1, rows.bin.max())]
-        share = "tenth" if len(rows) == 11 else f"of {len(rows) - 1} bins"
-        names = ("all held-out tokens", f"the easiest {share}", f"the hardest {share}")
-        told = "; ".join(f"{_nats(row)} on {name}" for name, row in zip(names, parts, strict=True))
-        seeds = int(rows.n_seeds.iloc[0])
-        tail = "one seed, so no interval" if seeds == 1 else f"{seeds} seeds"
-        lines.append(f"{a} against {b}, {student} ← {teacher}, in nats a token: {told} ({tail}).")
-    return lines
+def table(gains: pd.DataFrame) -> tuple[str, list[str], list[list[str]]]:
+    """Return title, head and rows of the gains of one pair of arms: all held-out tokens, the easiest, the hardest."""
+    first, last = gains.iloc[0], int(gains.bin.max())
+    share = "tenth" if last == 10 else f"of {last} bins"
+    rows = []
+    for (student, teacher), part in gains.groupby(["student", "teacher"], sort=False):
+        told = [_nats(part[part.bin == number].iloc[0]) for number in (0, 1, last)]
+        rows.append([f"{student} ← {teacher}", *told, str(int(part.n_seeds.iloc[0]))])
+    title = f"{first.objective} − {first.baseline}: log p of the token that follows, in nats a token"
+    return title, ["pair", "all held-out tokens", f"the easiest {share}", f"the hardest {share}", "seeds"], rows
 
 
 def _nats(row: Any) -> str:

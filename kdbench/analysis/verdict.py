@@ -57,6 +57,7 @@ class Comparison:
     looks: tuple[int, ...] = ()
     adjustment: str = "Holm"  # of the overall rows' p; "Bonferroni" where few seeds borrow the family's variance
     pooled_adjustment: str = "Holm"
+    at_equal_time: Comparison | None = None  # the same contrasts where the suite has them at equal wall time
 
     def sentence(self, row: Mapping[str, Any]) -> str:
         """Return one row of `table` or `pooled` in plain words."""

@@ -206,10 +206,22 @@ def sections(comparison: Comparison) -> list[tuple[str, Sequence[str], list[list
     return out
 
 
+def at_equal_time(comparison: Comparison) -> list[tuple[str, Sequence[str], list[list[str]]]]:
+    """Return the tables of the contrasts at equal wall time, without those per task and of scores."""
+    timed = comparison.at_equal_time
+    return [
+        (f"At equal wall time. {title}", head, rows)
+        for title, head, rows in (sections(timed) if timed else ())
+        if not title.startswith(("Per task", "Scores"))
+    ]
+
+
 def markdown(comparison: Comparison) -> str:
     """Return the answer, the tables, the method and the notes as Markdown."""
     lines = [*(f"{escape_markdown(text)}\n" for text in summary(comparison))]
     for title, head, rows in sections(comparison):
+        lines += [f"## {title}", "", *markdown_table(head, rows), ""]
+    for title, head, rows in at_equal_time(comparison):
         lines += [f"## {title}", "", *markdown_table(head, rows), ""]
     lines += ["## Method", "", escape_markdown(comparison.method), ""]
     if comparison.notes:
@@ -243,6 +255,7 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
         "margin": comparison.margin,
         "contrasts": [list(contrast) for contrast in comparison.contrasts],
         "unit": unit(comparison),
+        **({"at_equal_time": as_json(comparison.at_equal_time)} if comparison.at_equal_time else {}),
     }
 
 

@@ -29,7 +29,7 @@ from kdbench.suite.matrix import Cell, cells, trials
 from kdbench.suite.schema import Suite, Train
 from kdbench.suite.serving import reads_cache
 
-AFTER = "after_tuning"  # the key under which inputs name the trials that a cell waits for
+AFTER = "after_tuning"  # the key under which inputs name the cells, such as trials, that a cell waits for
 Settle = Callable[[Cell], tuple[Cell, Sequence[Job]]]
 
 
@@ -102,16 +102,16 @@ class Planner:
             settle: gives a cell the training settings that were chosen for it, and the jobs of the trials that must end
                 before they can be. A cell with such is in `cells` alone: its key is not known yet.
         """
-        self.cells = [(cell, self._cell(cell, after)) for cell, after in map(settle, cells(self.suite))]
+        self.cells = [(cell, self.cell(cell, after)) for cell, after in map(settle, cells(self.suite))]
         return list(self.jobs.values())
 
     def trials(self, points: Sequence[dict[str, Any]]) -> list[tuple[Cell, Job]]:
         """Add the cells by which `tune:` chooses among settings; return them with their jobs."""
-        return [(cell, self._cell(cell)) for cell in trials(self.suite, points)]
+        return [(cell, self.cell(cell)) for cell in trials(self.suite, points)]
 
     def examination(self, folder: Path) -> Job:
         """Return the job that examines a saved model which is no cell of the suite."""
-        return self._cell(Cell(folder.name, None, None, None, None, str(folder.resolve())))
+        return self.cell(Cell(folder.name, None, None, None, None, str(folder.resolve())))
 
     def _vocabulary(self) -> int:
         spec = self.suite.data.tokenizer
@@ -295,7 +295,8 @@ class Planner:
         needed = tuple(job.id for job in (*needs, *roles.values()))
         return self._add(Job("cells", cell.title, inputs, needed, context, cell))
 
-    def _cell(self, cell: Cell, after: Sequence[Job] = ()) -> Job:
+    def cell(self, cell: Cell, after: Sequence[Job] = ()) -> Job:
+        """Return the job of a cell; one with jobs `after` which its settings are known is not among `jobs`."""
         suite, text, tasks_job = self.suite, self._text(), self._tasks(cell.trial)
         needs = [text, tasks_job]
         examine = suite.examine.model_dump(mode="json", exclude={"items", "tasks"}) | {
@@ -324,6 +325,6 @@ class Planner:
             "keep": not cell.trial,
         }
         if after:
-            inputs[AFTER] = sorted(job.key for job in after)
+            inputs[AFTER] = sorted({key for job in after for key in job.inputs.get(AFTER, [job.key])})
         job = Job("cells", cell.title, inputs, tuple(job.id for job in (*needs, *after)), context, cell)
         return job if after else self._add(job)

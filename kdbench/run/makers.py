@@ -279,6 +279,11 @@ def _learn(work: Work, model, spec, blocks, guide, plan: dict[str, Any], vocabul
     if blocks.positions is not None:
         models.check_packing(model)
     work.hooks.stage("training")
+
+    def on_step(record: dict[str, Any]) -> None:
+        work.clock.count("train_steps")
+        work.hooks.emit({"event": "step", "total": settings["steps"], **record})
+
     with work.clock.part("train_s"):
         history = train.train(
             model,
@@ -291,7 +296,7 @@ def _learn(work: Work, model, spec, blocks, guide, plan: dict[str, Any], vocabul
             precision=work.runtime.precision,
             folder=work.entry.checkpoints,
             **_other_text(work, vocabulary),
-            on_step=lambda record: work.hooks.emit({"event": "step", "total": settings["steps"], **record}),
+            on_step=on_step,
             should_stop=work.hooks.should_stop,
         )
     lines = "".join(json.dumps(record, allow_nan=False) + "\n" for record in history)

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from kdbench.errors import ConfigError, StoreError, did_you_mean
 from kdbench.files import read_json, write_json
 from kdbench.registry import user_folders
-from kdbench.run import external, tuning
+from kdbench.run import equal_time, external, tuning
 from kdbench.run.jobs import AFTER, Job, Planner
 from kdbench.run.store import Store
 from kdbench.run.workers import Listener, Outcome, Pool
 from kdbench.suite.external import ABSENT
-from kdbench.suite.matrix import Cell, split_labels
+from kdbench.suite.matrix import Cell, split_labels, timed_contrasts, timed_label
 from kdbench.suite.schema import Suite
 
 FINAL = ("ok", "diverged")
-SELECTORS = ("objective", "student", "teacher", "seed")
 
 
 @dataclass(frozen=True)
@@ -41,6 +40,7 @@ class Plan:
     cells: list[PlannedCell]
     done: dict[str, dict[str, Any]]
     tuned: tuning.Tuned
+    timed: list[equal_time.Timed] = field(default_factory=list)
 
     @property
     def jobs(self) -> list[Job]:
@@ -59,8 +59,9 @@ class Plan:
                 want(need)
 
         for planned in self.cells:
-            if is_chosen(planned.cell, only):
-                for identity in [f"cells/{key}" for key in planned.job.inputs.get(AFTER, [])] or [planned.job.id]:
+            after = planned.job.inputs.get(AFTER, [])
+            if is_chosen(planned.cell, only) and not (after and planned.cell.instead_of):  # those stand here themselves
+                for identity in [f"cells/{key}" for key in after] or [planned.job.id]:
                     want(identity)
         return [job for job in self.jobs if job.id in wanted]
 
@@ -79,8 +80,15 @@ class Plan:
         return list(found.values())
 
     def waiting(self, only: dict[str, set[str]]) -> list[PlannedCell]:
-        """Return the chosen cells whose settings are not known yet: trials decide on them first."""
-        return [planned for planned in self.cells if AFTER in planned.job.inputs and is_chosen(planned.cell, only)]
+        """Return the chosen cells whose settings are not known yet, if all cells that decide on them are run before."""
+        known = {*self.done} | {job.id for job in self.to_run(only)}
+        return [
+            planned
+            for planned in self.cells
+            if (after := planned.job.inputs.get(AFTER))
+            and is_chosen(planned.cell, only)
+            and all(f"cells/{key}" in known for key in after)
+        ]
 
 
 def is_chosen(cell: Cell, only: dict[str, set[str]]) -> bool:
@@ -96,7 +104,7 @@ def parse_only(choices: Sequence[str], suite: Suite) -> dict[str, set[str]]:
         ConfigError: unknown selector or value, with a did-you-mean.
     """
     known = {
-        "objective": {*suite.arm_labels, "floor", "ceiling"},
+        "objective": {*suite.arm_labels, "floor", "ceiling", *_timed_labels(suite)},
         "student": set(suite.students),
         "teacher": set(suite.teachers),
         "seed": {str(seed) for seed in suite.seeds},
@@ -117,11 +125,19 @@ def parse_only(choices: Sequence[str], suite: Suite) -> dict[str, set[str]]:
     return only
 
 
+def _timed_labels(suite: Suite) -> list[str]:
+    return [timed_label(a, b) for a, b in timed_contrasts(suite)] if suite.compare.equal_time else []
+
+
 def plan(suite: Suite, base: Path, store: Store) -> Plan:
     """Work out every job of a suite and compare it with what the store holds. Writes nothing."""
     planner = Planner(suite, base)
     tuned = tuning.look(planner, store)
-    jobs = planner.all(tuned.settle)
+    planner.all(tuned.settle)
+    timed = equal_time.look(suite, planner.cells, store)
+    for one in timed:
+        planner.cells += [(cell, planner.cell(cell, one.waits_for)) for cell in one.cells]
+    jobs = list(planner.jobs.values())
     done = {job.id: found for job in jobs if job.id not in tuned.damaged and (found := _final(store, job))}
     before = _previous(store, suite.name)
     cells = []
@@ -130,11 +146,18 @@ def plan(suite: Suite, base: Path, store: Store) -> Plan:
             cells.append(PlannedCell(cell, job, ABSENT, external.why_absent(job.inputs)))
             continue
         if AFTER in job.inputs:
-            cells.append(PlannedCell(cell, job, tuning.WAITS, "its settings are chosen by trials first"))
+            cells.append(PlannedCell(cell, job, *_waits(cell)))
             continue
         state = store.entry("cells", job.key).state()
         cells.append(PlannedCell(cell, job, state, "" if state in FINAL else _why(state, job, before.get(_name(cell)))))
-    return Plan(suite, planner, cells, done, tuned)
+    return Plan(suite, planner, cells, done, tuned, timed)
+
+
+def _waits(cell: Cell) -> tuple[str, str]:
+    """Return the state of a cell whose key is not known yet, and why."""
+    if cell.instead_of:
+        return equal_time.WAITS, "its steps follow from the seconds of other cells"
+    return tuning.WAITS, "its settings are chosen by trials first"
 
 
 def _final(store: Store, job: Job) -> dict[str, Any] | None:
@@ -197,6 +220,8 @@ def write_plan(plan: Plan, store: Store, overrides: Sequence[str]) -> dict[str, 
         "environment": plan.planner.environment,
         "cells": cells,
     }
+    if plan.timed:
+        content["equal_time"] = equal_time.facts(plan.timed)
     if plan.suite.tune:
         content["tuning"] = tuning.facts(plan.tuned)
     path = store.suite_folder(plan.suite.name) / "plan.json"

@@ -1,6 +1,6 @@
-"""Run a plan to its end: the trials by which settings are chosen, then the cells that are trained with them.
+"""Run a plan to its end: trials by which settings are chosen, the cells that use them, those that get others' time.
 
-A suite without `tune:` has one stage. Each stage is planned anew from what the store holds.
+A suite without `tune:` or `equal_time` has one stage. Each stage is planned anew from what the store holds.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 
 from kdbench.errors import Interrupted, KdbenchError
-from kdbench.run import orchestrate, predict, quota, tuning
+from kdbench.run import equal_time, orchestrate, predict, quota, tuning
 from kdbench.run.display import Display
 from kdbench.run.jobs import Job
 from kdbench.run.store import Store
@@ -86,14 +86,19 @@ class _Run:
     def run(self) -> Ran:
         order = self.order
         plan = order.plan()
-        quota.check(plan.suite.teacher.max_gb, caches(plan, plan.to_run(order.only)), order.store)
+        jobs = plan.to_run(order.only)
+        quota.check(plan.suite.teacher.max_gb, caches(plan, jobs), order.store)
         order.store.prepare()
-        waiting = plan.waiting(order.only)
+        tried: set[str] = set()
         try:
-            self._stage(plan, plan.to_run(order.only))
-            if waiting:
+            self._stage(plan, jobs)
+            while plan.waiting(order.only):
+                tried |= {job.id for job in jobs if job.kind == "cells"}
                 plan = order.plan()
-                self._stage(plan, [job for job in plan.to_run(order.only) if not _has_been_tried(job)])
+                jobs = [job for job in plan.to_run(order.only) if job.id not in tried and ABSENT not in job.inputs]
+                self._stage(plan, jobs)
+                if not jobs:
+                    break
         except KdbenchError as error:
             if self.ran.exporter:
                 self.ran.exporter.close("KILLED" if isinstance(error, Interrupted) else "FAILED", [])
@@ -104,6 +109,7 @@ class _Run:
     def _stage(self, plan: orchestrate.Plan, jobs: list[Job]) -> None:
         order = self.order
         tuning.keep(plan.tuned, order.store)
+        equal_time.keep(plan.timed, order.store)
         content = orchestrate.write_plan(plan, order.store, order.overrides)
         workers = order.workers or default_workers(plan.planner.runtime.device, plan.suite.threads)
         foresight = Foresight(plan, jobs, workers)
@@ -145,6 +151,7 @@ class _Run:
         trials = sum(job.cell is not None and job.cell.trial for job in jobs)
         later = len(plan.waiting(self.order.only))
         first = f"{trials} trials of the tuning, then {later} cells; " if trials and later else ""
+        first = first or (f"{later} cells follow when the time of others is known; " if later else "")
         self.console.print(
             f"{plan.suite.name}: {first}{len(plan.cells)} cells, {done} done; "
             f"{len(jobs)} jobs to run on {workers} workers",
@@ -156,17 +163,12 @@ class _Run:
         jobs = plan.planner.jobs
         self.ran.failed = {jobs[key].title: why for key, why in self.failed.items() if key in jobs}
         for entry in plan.waiting(self.order.only):
-            self.ran.failed[entry.cell.title] = "not started: the trials that choose its settings have not all ended"
+            self.ran.failed[entry.cell.title] = "not started: cells that its settings follow from have not ended"
         diverged = [jobs[key] for key, done in self.done.items() if key in jobs and done["status"] == "diverged"]
         self.ran.diverged = [job.title for job in diverged if not (job.cell and job.cell.trial)]  # a trial may diverge
         if self.foreseen:
             whole = predict.Prediction.together(self.foreseen)
             self.ran.costs = predict.record(plan, self.order.store, whole, self.took_s, self.done)
-
-
-def _has_been_tried(job: Job) -> bool:
-    """Whether a job that is still to be made belongs to the first stage alone: it failed there."""
-    return ABSENT in job.inputs or (job.cell is not None and job.cell.trial)
 
 
 class Foresight(threading.Thread):

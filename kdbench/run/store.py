@@ -177,6 +177,7 @@ class Clock:
         self.started_at = round(time.time(), 3)
         self._start = time.monotonic()
         self.parts: dict[str, float] = {}
+        self.counts: dict[str, int] = {}
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
@@ -187,10 +188,15 @@ class Clock:
         finally:
             self.parts[name] = round(self.parts.get(name, 0.0) + time.monotonic() - begin, 3)
 
+    def count(self, name: str) -> None:
+        """Add one to `name`: of what was timed, since a job that goes on from a checkpoint times only the rest."""
+        self.counts[name] = self.counts.get(name, 0) + 1
+
     def facts(self) -> dict[str, Any]:
         """Return everything, with the process's peak memory in MiB as the OS sees it."""
         import resource
 
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         total = round(time.monotonic() - self._start, 3)
-        return {"started_at": self.started_at, "wall_s": total, **self.parts, "peak_rss_mib": round(peak)}
+        facts = {"started_at": self.started_at, "wall_s": total, **self.parts, **self.counts}
+        return facts | {"peak_rss_mib": round(peak)}

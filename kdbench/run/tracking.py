@@ -261,7 +261,8 @@ def _cost(done: dict[str, Any], records: list[dict[str, Any]]) -> dict[str, floa
 
 def listed(plan: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Return the cells of a plan by key, the trials of its tuning among them."""
-    return {cell["key"]: cell for cell in [*plan.get("tuning", {}).get("trials", []), *plan["cells"]]}
+    found = [*plan.get("tuning", {}).get("trials", []), *plan["cells"]]
+    return {cell["key"]: cell for cell in reversed(found)}  # a cell that serves two arms goes by the first one's name
 
 
 class Exporter:

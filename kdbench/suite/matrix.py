@@ -27,6 +27,7 @@ class Cell:
         folder: of a student trained elsewhere, relative to the suite file; None for all that is trained here.
         settings: of its training, where they are not the suite's.
         trial: whether it is there to choose settings by, and so examined on the dev split alone.
+        instead_of: the arm that it is, trained for as long as its baseline took; None for all others.
     """
 
     arm: str
@@ -37,6 +38,7 @@ class Cell:
     folder: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     trial: bool = False
+    instead_of: str | None = None
 
     @property
     def title(self) -> str:
@@ -98,6 +100,28 @@ def place(suite: Suite, cell: Cell) -> Place:
     """Return what a cell shares its chosen settings with: its arm and pair, or its arm alone."""
     alone = suite.tune is not None and suite.tune.per == "objective"
     return (cell.arm, None, None) if alone else (cell.arm, cell.student, cell.teacher)
+
+
+def timed_label(objective: str, baseline: str) -> str:
+    """Return the name of an arm that is trained for as long as its baseline took."""
+    return f"{objective} in {baseline}'s time"
+
+
+def timed_contrasts(suite: Suite) -> list[tuple[str, str]]:
+    """Return the contrasts of which both sides are trained here, so that their seconds are known and can be set."""
+    trained = {*suite.labels}
+    return [(a, b) for a, b in suite.named_contrasts if a in trained and b in trained]
+
+
+def timed_cells(suite: Suite, objective: str, baseline: str, seed: int) -> list[Cell]:
+    """Return the cells of a contrast's first arm that get its baseline's time; their steps are not known yet."""
+    entry = next(entry for entry in suite.objectives if entry["label"] == objective)
+    own, label = entry.get("train", {}), timed_label(objective, baseline)
+    return [
+        Cell(label, entry["spec"], student, teacher, seed, settings=own, instead_of=objective)
+        for student in suite.students
+        for teacher in (suite.teachers if needs_teacher(entry["spec"]) else (None,))
+    ]
 
 
 def external_cells(suite: Suite, arm: External, student: str) -> list[Cell]:

@@ -89,6 +89,9 @@ class Compare(Part):
     looks: tuple[Annotated[int, Field(ge=2)], ...] = Field(
         (), description="numbers of seeds at which one may look, such as [3, 6, 10]; alpha is spent over them"
     )
+    equal_time: bool = Field(
+        False, description="train each contrast's first arm once more, for as long as its baseline took, and compare"
+    )
 
     @model_validator(mode="after")
     def _tasks_exist(self) -> Compare:
@@ -220,6 +223,12 @@ class Suite(Part):
     def labels(self) -> list[str]:
         """The arms' names in tables."""
         return [entry["label"] for entry in self.objectives]
+
+    @property
+    def named_contrasts(self) -> list[tuple[str, str]]:
+        """The contrasts that are asked for: those written down, else every objective against the baseline."""
+        against = self.compare.baseline
+        return list(self.compare.contrasts) or [(label, against) for label in self.labels if label != against]
 
     @property
     def arm_labels(self) -> list[str]:

@@ -119,7 +119,7 @@ def test_a_teacher_of_unknown_size_and_seeds_that_one_teacher_lacks_are_left_out
     found = teacher_trend(frame, SIZES)
     told = "\n".join(sentences(found))
     assert only(found).n_models == 2 and only(found).n_seeds == 3
-    assert "nothing is known to order a teacher by" in told and "(odd)" in told and "only seeds" in told
+    assert "Nothing is known to order a teacher by" in told and "(odd)" in told and "only seeds" in told
 
 
 def test_one_seed_shows_no_trend():

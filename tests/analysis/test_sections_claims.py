@@ -79,7 +79,19 @@ def test_how_sure_teachers_are_is_said_drawn_and_read_once(store, tmp_path, monk
 
 def test_tokens_are_told_apart_from_easy_to_hard(store):
     section = sections_claims.tokens(known(results=open_suite(store.store.root)))
-    assert section.title == "Token by token, easy to hard: kl against sft"
+    assert "kl against sft" in section.text[0]
+    ((title, head, rows),) = section.tables
+    assert title.startswith("kl − sft") and head[1] == "all held-out tokens"
+    assert [row[0] for row in rows] == ["small ← mid", "small ← big"]
+
+
+def test_claims_at_a_number_of_seeds_that_was_no_planned_look_are_called_exploratory(monkeypatch):
+    from dataclasses import replace
+
+    context = known(suite={"claims": [CLAIM]})
+    assert "no planned look" not in " ".join(sections_claims.claimed(context).text)
+    unplanned = replace(context, comparison=replace(context.comparison, looks=(50,)))
+    assert "no planned look" in sections_claims.claimed(unplanned).text[0]
 
 
 def test_the_tuning_is_shown_where_there_was_one():

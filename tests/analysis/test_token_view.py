@@ -54,7 +54,9 @@ def test_the_interval_is_the_paired_t_interval_over_seeds(tmp_path):
 def test_one_seed_gives_a_difference_without_an_interval(tmp_path):
     frame = token_view.by_difficulty(read(suite(tmp_path, seeds=1)), "new", "old", bins=2)
     assert frame.n_seeds.tolist() == [1, 1, 1] and frame.ci_low.isna().all()
-    assert "one seed, so no interval" in token_view.sentences(frame.iloc[:0], frame)[-1]
+    title, head, rows = token_view.table(frame)
+    assert title.startswith("new − old: log p") and head[-1] == "seeds" and rows[0][-1] == "1"
+    assert not any("[" in text for text in rows[0])
 
 
 def test_seeds_that_only_one_arm_has_are_left_out(tmp_path):
