@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
 
-.PHONY: quickstart install test reference bench lock schema
+.PHONY: quickstart install test reference bench calibration lock schema
 
 quickstart: install  ## install, run the quickstart suite, print the verdict
 	$(BIN)/kdbench run suites/quickstart.yaml
@@ -22,6 +22,9 @@ reference: $(VENV)/.installed-reference  ## compare with trl, liger-kernel, torc
 
 bench: $(VENV)/.installed-reference  ## measure beside trl, liger-kernel, torchtune and lm-eval; QUICK=--quick for less
 	$(BIN)/python -m benchmarks --write $(QUICK)
+
+calibration: $(VENV)/.installed-run  ## simulate how often the verdict errs
+	$(BIN)/python -m benchmarks.calibration --write
 
 $(VENV)/.installed-%: locks/%.txt locks/uv.txt pyproject.toml
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'kdbench needs Python 3.11 or newer; make PYTHON=...')"

@@ -113,7 +113,7 @@ def print_plan(planned: dict[str, Any]) -> None:
     left = sum(1 for row in planned["cells"] if row["why"] and "not chosen" not in row["why"])
     console.print(
         f"{len(planned['cells'])} cells, {left} to run · {planned['tokens']:,} tokens · {planned['flop']:.2e} FLOP · "
-        f"teacher cache {planned['cache_bytes'] / 1e6:,.1f} MB · about {predict.duration(planned['expected_seconds'])} "
+        f"teacher cache {planned['cache_bytes'] / 1e6:,.1f} MB · about {cost.duration(planned['expected_seconds'])} "
         f"and {planned['expected_peak_mib']:,} MiB on {planned['device']} ({planned['precision']}), "
         f"{planned['workers']} workers",
         highlight=False,
@@ -125,7 +125,7 @@ def _print_tuning(console: Any, told: dict[str, Any]) -> None:
     line = f"tuning: {told['trials']} trials ({len(told['points'])} points, {len(told['seeds'])} seeds)"
     if told["to_run"]:
         line += f", {told['to_run']} to run first · {told['tokens']:,} tokens · {told['flop']:.2e} FLOP · about "
-        line += f"{predict.duration(told['expected_seconds'])}; the cells that wait for them follow in the same run"
+        line += f"{cost.duration(told['expected_seconds'])}; the cells that wait for them follow in the same run"
     console.print(line, highlight=False)
     for one in told["choices"]:
         if one["chosen"]:

@@ -11,6 +11,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 
 from kdbench.analysis.labels import cut, fold, model
 from kdbench.analysis.plots import FAINT, GRID, INK, LINES, STYLE, _save, factor
@@ -153,7 +154,8 @@ def _names(axes: Axes, rows: pd.DataFrame, scale: float) -> None:
             if abs(other_x - x) < 0.4 * wide and other_y - y < 0.07 * high:
                 y = other_y - 0.07 * high
         taken.append((x, y))
-        axes.text(x, y, cut(row["objective"], 24), fontsize=8, va="center", color=INK)
+        halo = [withStroke(linewidth=2.5, foreground="white")]  # so that the front's line does not cross a name
+        axes.text(x, y, cut(row["objective"], 24), fontsize=8, va="center", color=INK, path_effects=halo)
 
 
 def differing(frame: pd.DataFrame, arms: Sequence[str], path: Path) -> None:

@@ -16,9 +16,14 @@ UNITS = ((1e9, "B"), (1e6, "M"), (1e3, "k"))
 
 
 def sentences(frame: pd.DataFrame) -> list[str]:
-    """Return a frame of `teacher_trend`, `interactions` or `along_uncertainty` in words: a sentence a row, notes."""
+    """Return a frame of `teacher_trend`, `interactions` or `along_uncertainty` in words.
+
+    That is a sentence a row, then once for all rows what they hold for, then notes.
+    """
+    rows = frame.to_dict("records")
+    held = list(dict.fromkeys(_warning(row) for row in rows))
     notes = [f"{note[:1].upper()}{note[1:]}" for note in frame.attrs["notes"]]
-    return [_sentence(row, frame.attrs) for row in frame.to_dict("records")] + notes
+    return [_sentence(row, frame.attrs) for row in rows] + held + notes
 
 
 def parameters(count: float) -> str:
@@ -32,12 +37,11 @@ def parameters(count: float) -> str:
 
 def _sentence(row: Mapping[str, Any], attrs: Mapping[str, Any]) -> str:
     moderator = row.get("moderator", TEACHER)
-    side = "student" if moderator == STUDENT else "teacher"
+    side = _side(moderator)
     per = f"{UNC_STEP:g} of UNC" if moderator == UNSURE else f"doubling of the {side}"
     name = f"{row['objective']} − {row['baseline']}" if "baseline" in row else _arm(row)
     measured = f"{_number(row['slope'], attrs)} {'points' if attrs['points'] else 'units of score'} per {per}"
-    told = f"{name}: {row['reading']}: {measured} ({_about(row, attrs)}){_rank(row)}{_mixed(row, attrs)}."
-    return f"{told} {_warning(row, moderator, side)}"
+    return f"{name}: {row['reading']}: {measured} ({_about(row, attrs)}){_rank(row)}{_mixed(row, attrs)}."
 
 
 def _arm(row: Mapping[str, Any]) -> str:
@@ -73,12 +77,18 @@ def _mixed(row: Mapping[str, Any], attrs: Mapping[str, Any]) -> str:
     return f"; mixed model: {_number(row['mixed_slope'], attrs)}, p {p if p[0] == '<' else f'= {p}'} ({row['mixed']})"
 
 
-def _warning(row: Mapping[str, Any], moderator: str, side: str) -> str:
-    count, ends = row["n_models"], (row["lowest"], row["highest"])
+def _side(moderator: str) -> str:
+    return "student" if moderator == STUDENT else "teacher"
+
+
+def _warning(row: Mapping[str, Any]) -> str:
+    """Say what was run, and that nothing is known beyond."""
+    count, ends, moderator = row["n_models"], (row["lowest"], row["highest"]), row.get("moderator", TEACHER)
     if moderator == UNSURE:
         return (
             f"This holds for the {count} teachers run, with median UNC between {ends[0]:.2f} and {ends[1]:.2f}, and "
             "these differ in more than UNC."
         )
     low, high = map(parameters, ends)
+    side = _side(moderator)
     return f"This holds for the {count} {side}s between {low} and {high} parameters that were run, and no further."

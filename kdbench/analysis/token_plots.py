@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from kdbench.analysis.labels import model
 from kdbench.analysis.plots import FAINT, GRID, INK, LINES, MARKS, STYLE, _save
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def draw_uncertainty(frame: pd.DataFrame, path: Path) -> None:
             axes.plot([row.q25, row.q75], [y, y], color=colour, lw=7, alpha=0.45, solid_capstyle="butt")
             axes.plot([row.q50], [y], "o", color=colour, ms=7, mec="white", mew=0.8, label=f"{row.text} text")
             axes.plot([row.mean], [y], "x", color=INK, ms=5)
-        axes.set_yticks(range(len(teachers)), [_cut(name) for name in teachers])
+        axes.set_yticks(range(len(teachers)), [model(name, 18) for name in teachers])
         axes.set(xlim=(-0.01, 1.01), ylim=(len(teachers) - 0.5, -0.5))
         axes.set_xlabel("UNC = 1 − p(token that follows), from sure (0) to lost (1)", color=FAINT)
         axes.set_title("dot: median, ×: mean, bar: half of the tokens, line: four fifths", fontsize=9, color=FAINT)
@@ -62,7 +63,7 @@ def draw_by_difficulty(frame: pd.DataFrame, path: Path) -> None:
             for number, teacher in enumerate(teachers):
                 mine = frame[(frame.student == student) & (frame.teacher == teacher)]
                 shift = 0.12 * (number - (len(teachers) - 1) / 2)
-                _line(axes, mine, shift, LINES[number % len(LINES)], MARKS[number % len(MARKS)], _cut(teacher))
+                _line(axes, mine, shift, LINES[number % len(LINES)], MARKS[number % len(MARKS)], model(teacher, 18))
             axes.axhline(0, color=FAINT, lw=1, zorder=1)
             axes.set_title(f"student {student}", fontsize=10)
             axes.set_xticks(range(1, int(frame.bin.max()) + 1))
@@ -93,7 +94,3 @@ def _limits(frame: pd.DataFrame) -> tuple[float, float]:
     high = max(0.0, min(cap, float(frame[["delta", "ci_high"]].max().max())))
     pad = 0.06 * (high - low) or 0.1
     return low - pad, high + pad
-
-
-def _cut(name: str) -> str:
-    return name if len(name) <= 18 else name[:17] + "…"

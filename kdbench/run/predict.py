@@ -243,13 +243,6 @@ def costs(store: Store, name: str) -> dict[str, Any] | None:
 
 def in_words(found: Mapping[str, Any]) -> str:
     """Say in a line how good the prediction was."""
-    line = f"predicted {duration(found['predicted_s'])}, took {duration(found['took_s'])}"
+    line = f"predicted {cost.duration(found['predicted_s'])}, took {cost.duration(found['took_s'])}"
     error = found["cells_median_error"]
     return line + (f"; cells: median error {error:.0%}" if error is not None else "")
-
-
-def duration(seconds: float) -> str:
-    """Return `42 s`, `3.1 min` or `5.2 h`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

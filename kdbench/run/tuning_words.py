@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from kdbench.suite.cost import duration
 from kdbench.suite.matrix import point_title
 
 SHOWN = 4  # names in a sentence, before "and 3 more"
@@ -49,7 +50,7 @@ def _budget(told: Mapping[str, Any]) -> str:
     return (
         f"Each objective's {what} was chosen {scope} among {space}, on {own}, by accuracy on at most "
         f"{told['items']:,} items a task ({', '.join(told['tasks'])}) of the dev split, which no reported number "
-        f"rests on; {len(told['trials'])} trials, {_duration(told['seconds'])} of work"
+        f"rests on; {len(told['trials'])} trials, {duration(told['seconds'])} of work"
     )
 
 
@@ -81,10 +82,6 @@ def _edge(settled: Sequence[Mapping[str, Any]]) -> str:
     where = "lies" if len(names) == 1 else "lie"
     count = f"{len(names)} of {len(settled)} choices {where} at the edge of what was tried ({_some(names)})"
     return f"{count}: a value beyond it may be better still"
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
 def sensitivity(plan: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -119,6 +119,7 @@ class Pool:
         self.not_before: dict[str, float] = {}
         self.attempts: dict[str, int] = {}
         self.stop_code, self.stopping = 0, False
+        self.grace: threading.Timer | None = None
         self.count = count
 
     def run(self, jobs: Iterable[Job], done: dict[str, dict[str, Any]]) -> Outcome:
@@ -140,6 +141,8 @@ class Pool:
                 if self.stop_code:
                     raise Interrupted("interrupted; everything is saved, run the same command to go on", self.stop_code)
             finally:
+                if self.grace:
+                    self.grace.cancel()
                 for worker in self.workers:
                     worker.end(kill=bool(worker.job))
         return self.outcome
@@ -255,9 +258,9 @@ class Pool:
         self.stopping = True
         for worker in self.workers:
             worker.send({"stop": self.stop_code})
-        timer = threading.Timer(GRACE_S, lambda: [worker.process.kill() for worker in self.workers])
-        timer.daemon = True
-        timer.start()
+        self.grace = threading.Timer(GRACE_S, lambda: [worker.process.kill() for worker in self.workers])
+        self.grace.daemon = True
+        self.grace.start()
 
 
 class _Handlers:

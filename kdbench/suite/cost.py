@@ -27,11 +27,6 @@ class Cost:
         return Cost(self.tokens + other.tokens, self.flop + other.flop, self.cache_bytes + other.cache_bytes)
 
 
-def pretraining(parameters: int, tokens: int) -> Cost:
-    """Cost of making a model: forward and backward over `tokens`."""
-    return Cost(tokens, 6.0 * parameters * tokens)
-
-
 def caching(parameters: int, tokens: int, hidden: int, dtype: str, layout: str = "hidden", k: int = 0) -> Cost:
     """Cost of storing a teacher's signal: one forward pass, and the bytes of a token, two statistics among them.
 
@@ -75,3 +70,10 @@ def memory(device: str, student: int, teacher: int, tokens: int, layers: int, hi
     activations = 4 * KEPT * tokens * layers * hidden
     head_gradient = 4 * vocabulary * hidden  # folded beside the gradient it is added to
     return base_bytes(device) + states + activations + head_gradient + CHUNK_BYTES
+
+
+def duration(seconds: float) -> str:
+    """Return `42 s`, `3.1 min` or `5.2 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -99,6 +99,6 @@ def test_the_message_says_how_good_the_prediction_was():
 
 @pytest.mark.parametrize(("seconds", "words"), [(0, "0 s"), (89, "89 s"), (120, "2.0 min"), (7200, "2.0 h")])
 def test_durations_are_said_in_the_unit_that_fits(seconds, words):
-    from kdbench.run.predict import duration
+    from kdbench.suite.cost import duration
 
     assert duration(seconds) == words
