@@ -155,7 +155,7 @@ def _names(axes: Axes, rows: pd.DataFrame, scale: float) -> None:
                 y = other_y - 0.07 * high
         taken.append((x, y))
         halo = [withStroke(linewidth=2.5, foreground="white")]  # so that the front's line does not cross a name
-        axes.text(x, y, cut(row["objective"], 24), fontsize=8, va="center", color=INK, path_effects=halo)
+        axes.text(x, y, cut(row["objective"], 24), fontsize=8, va="center", color=INK, zorder=2, path_effects=halo)
 
 
 def differing(frame: pd.DataFrame, arms: Sequence[str], path: Path) -> None:

@@ -62,7 +62,7 @@ def draw_by_difficulty(frame: pd.DataFrame, path: Path) -> None:
         for axes, student in zip(panels, students, strict=True):
             for number, teacher in enumerate(teachers):
                 mine = frame[(frame.student == student) & (frame.teacher == teacher)]
-                shift = 0.12 * (number - (len(teachers) - 1) / 2)
+                shift = min(0.12, 0.5 / len(teachers)) * (number - (len(teachers) - 1) / 2)
                 _line(axes, mine, shift, LINES[number % len(LINES)], MARKS[number % len(MARKS)], model(teacher, 18))
             axes.axhline(0, color=FAINT, lw=1, zorder=1)
             axes.set_title(f"student {student}", fontsize=10)
