@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 NO_LOOK = "So many seeds are no planned look of the suite, so these judgements are exploratory."
 TOKEN_TABLES = 4  # contrasts of which the token view is shown
-HEAD = ("claim", "source", "found", "interval", "verdict")
+HEAD = ("verdict", "claim", "found", "interval", "source")
 
 
 def _options(known: Context) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def claimed(known: Context) -> Section | None:
     for one in found:
         low, high = (number(known.comparison, end) for end in one.interval)
         value = number(known.comparison, one.estimate, sign=True)
-        rows.append([one.claim.sentence, one.claim.source, value, f"{low} to {high}", one.verdict])
+        rows.append([one.verdict, one.claim.sentence, value, f"{low} to {high}", one.claim.source])
     deviations = dict.fromkeys(text for one in found for text in one.deviations)
     text = [NO_LOOK] * (not _is_a_look(known.comparison)) + [one.sentence for one in found]
     text += [f"This suite is not the paper's experiment: {'; '.join(deviations)}."] if deviations else []
@@ -106,9 +106,8 @@ def sure(known: Context) -> Section | None:
         gains = scaling.along_uncertainty(known.scores, medians, known.comparison.contrasts, **_options(known))
         text += scaling.sentences(gains)
     says = "Distribution of each teacher's UNC"
-    return Section(
-        "sure", "How sure the teachers are", text, lambda path: token_plots.draw_uncertainty(frame, path), says
-    )
+    draw = partial(token_plots.draw_uncertainty, frame)
+    return Section("sure", "How sure the teachers are", text, draw, says, [token_view.levels(frame)])
 
 
 def tokens(known: Context) -> Section | None:

@@ -179,20 +179,22 @@ def _bins(differences: np.ndarray, log_prob: np.ndarray, bins: int, level: float
 
 
 def sentences(frame: pd.DataFrame) -> list[str]:
-    """Say how sure each teacher is, from a frame of `uncertainty`."""
+    """Say which teachers are sure, from a frame of `uncertainty`."""
     if frame.empty:
         return ["No teacher's certainty is known: there are no token scores and no cache of its distributions."]
-    lines = []
-    for teacher, rows in frame.groupby("teacher", sort=False):
-        told = [
-            f"{unc_text(row.q50)} on {row.text} text (half of the tokens {unc_text(row.q25)} to {unc_text(row.q75)})"
-            for row in rows.itertuples()
-        ]
-        lines.append(f"{teacher}: median UNC {', '.join(told)}.")
     text = DISTILLATION if (frame.text == DISTILLATION).any() else HELD_OUT
     sure = list(frame[(frame.text == text) & (frame.q50 < SURE)].teacher)
     named = ", ".join(sure) or "no teacher"
-    return [*lines, f"Sure of most tokens of the {text} text (median UNC below {unc_text(SURE)}): {named}."]
+    return [f"Sure of most tokens of the {text} text (median UNC below {unc_text(SURE)}): {named}."]
+
+
+def levels(frame: pd.DataFrame) -> tuple[str, list[str], list[list[str]]]:
+    """Return title, head and rows of a frame of `uncertainty`: how sure each teacher is of each text."""
+    rows = [
+        [row.teacher, row.text, unc_text(row.q50), f"{unc_text(row.q25)} to {unc_text(row.q75)}"]
+        for row in frame.itertuples()
+    ]
+    return "UNC = 1 − p(token that follows)", ["teacher", "text", "median", "half of the tokens"], rows
 
 
 def table(gains: pd.DataFrame) -> tuple[str, list[str], list[list[str]]]:
