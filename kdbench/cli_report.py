@@ -14,25 +14,33 @@ from kdbench.options import errors_end_well, objectives_option, registry_in_use,
 @click.command()
 @click.argument("suite", required=False)
 @click.option("--open", "open_page", is_flag=True, help="Open the page in the browser.")
+@click.option(
+    "--keep",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="FOLDER",
+    help="Write it there instead, with item scores and plan: to publish, or to commit. No weights.",
+)
 @results_option
 @objectives_option
 @errors_end_well
-def report(suite, open_page, results_dir) -> None:
+def report(suite, open_page, keep, results_dir) -> None:
     """Write a suite's report anew from the stored results: one page, its pictures as SVG and PNG, its numbers.
 
     SUITE is a name or the suite's file. Default: the one run last.
 
     \b
     kdbench report quickstart --open
+    kdbench report quickstart --keep results/reference/quickstart
     """
     from kdbench.analysis import answer
 
     registry_in_use()
-    _, written = answer.write_report(results_dir, _name(suite) if suite else None)
+    _, written = answer.write_report(results_dir, _name(suite) if suite else None, keep)
     page = written["report.html"]
     click.echo(str(page))
     pictures = sum(path.suffix == ".png" for path in written.values())
-    click.echo(f"with {pictures} pictures as SVG and PNG, and comparison.csv, in {page.parent}", err=True)
+    more = ", item scores and plan" if keep else ""
+    click.echo(f"with {pictures} pictures as SVG and PNG, comparison.csv{more}, in {page.parent}", err=True)
     if open_page:
         click.launch(page.resolve().as_uri())
 

@@ -13,6 +13,7 @@ from kdbench.analysis.advice import advice
 from kdbench.analysis.results import METRICS, SuiteResults, external_notes, history, item_scores, open_suite
 from kdbench.analysis.verdict import Comparison, compare
 from kdbench.errors import ConfigError, did_you_mean
+from kdbench.files import atomic_write, write_json
 from kdbench.run.store import Store
 from kdbench.run.tuning_words import in_words as tuning_in_words
 from kdbench.suite.matrix import title
@@ -133,8 +134,12 @@ def report_files(results_dir: Path, suite: str) -> dict[str, Path]:
     return {name: Store(results_dir).suite_folder(suite) / name for name in report.FILES}
 
 
-def write_report(results_dir: Path, suite: str | None) -> tuple[Comparison, dict[str, Path]]:
+def write_report(results_dir: Path, suite: str | None, keep: Path | None = None) -> tuple[Comparison, dict[str, Path]]:
     """Compare as the suite asks and write its report; return both.
+
+    Args:
+        keep: a folder that is made, for the report with item scores and plan, instead of the suite's own: all that
+            somebody else needs to check the verdict, and no weights.
 
     Raises:
         ConfigError: no results.
@@ -147,19 +152,29 @@ def write_report(results_dir: Path, suite: str | None) -> tuple[Comparison, dict
     plan = results.plan
     head = {"name": plan["suite"]["name"], "question": plan["suite"]["question"], "description": ""}
     written = report.write(
-        results.folder,
+        keep or results.folder,
         found,
         suite=head,
         facts=_facts(plan),
-        cells=[_row(cell) for cell in results.cells],
+        cells=[_row(cell, results.store.root) for cell in results.cells],
         history=equal_time.apart(history(results), plan),
         scores=equal_time.apart(scores, plan),
         sizes=sizes(results),
         plan=plan,
         results=results,
-        runs=mirror.runs(results.store, results.folder),
+        runs={} if keep else mirror.runs(results.store, results.folder),
     )
-    return found, written
+    return found, written | (_sources(scores, plan, keep) if keep else {})
+
+
+def _sources(scores: pd.DataFrame, plan: dict[str, Any], folder: Path) -> dict[str, Path]:
+    """Write what a report was made from, and return it by name."""
+    names = ("objective", "student", "teacher", "task", "item")
+    raw = scores.astype(dict.fromkeys(names, "category")).to_parquet(index=False, compression="zstd")
+    written = {name: folder / name for name in ("scores.parquet", "plan.json")}
+    atomic_write(written["scores.parquet"], raw)
+    write_json(written["plan.json"], plan)
+    return written
 
 
 def _facts(plan: dict[str, Any]) -> dict[str, str]:
@@ -189,8 +204,9 @@ def sizes(results: SuiteResults) -> dict[str, int]:
     return found
 
 
-def _row(cell: dict[str, Any]) -> dict[str, Any]:
-    """Return what the report's sections may know of a cell."""
+def _row(cell: dict[str, Any], root: Path) -> dict[str, Any]:
+    """Return what the report's sections may know of a cell; its model's path is inside the results folder `root`."""
+    model = Path(cell["model"]).relative_to(root) if "model" in cell else ""
     done, timing = cell.get("done", {}), cell.get("timing", {})
     row = {
         "key": cell["key"],
@@ -202,7 +218,7 @@ def _row(cell: dict[str, Any]) -> dict[str, Any]:
         "loss": done.get("final_loss"),
         "seconds": timing.get("wall_s"),
         "train_s": timing.get("train_s"),
-        "model": str(cell.get("model", "")),
+        "model": str(model),
         "timing": timing,
         "done": done,
     }

@@ -31,10 +31,10 @@ def cells(known: Context) -> Section | None:
         if run and run.folder:
             links[name] = run.folder
         rows.append([*(_text(head, _fact(cell, head)) for head in COLUMNS), *([name] if known.runs else [])])
-    text = []
+    text = ["Models lie inside the results folder."]
     if known.runs:
         experiment = next(iter(known.runs.values())).experiment_id
-        text = [
+        text += [
             "A run's link opens its files on this disk. With `kdbench ui` running, MLflow shows it at "
             f"127.0.0.1:5000/#/experiments/{experiment}/runs/ followed by the run's whole id, the folder's name."
         ]

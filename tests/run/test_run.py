@@ -33,6 +33,31 @@ def test_a_run_ends_with_a_verdict_and_says_where_everything_is(world):
     assert "[" in process.stderr and "left" in process.stderr
 
 
+def test_a_report_that_is_kept_holds_all_that_its_verdict_rests_on_and_no_path_of_this_machine(world, tmp_path):
+    import pandas
+
+    import kdbench as public
+
+    _, _, results, _ = world
+    shown = call("report", "tiny", "--results-dir", results, "--keep", tmp_path / "kept")
+    assert shown.exit_code == 0 and (tmp_path / "kept" / "report.html").is_file(), shown.output
+    scores, plan = (
+        pandas.read_parquet(tmp_path / "kept" / "scores.parquet"),
+        json.loads((tmp_path / "kept" / "plan.json").read_text()),
+    )
+    question = plan["suite"]["compare"]
+    contrasts = [tuple(pair) for pair in question["contrasts"]]
+    again = public.compare(
+        scores, **({"contrasts": contrasts} if contrasts else {"baseline": question["baseline"]}),
+        tasks=question["tasks"], margin=question["margin"], alpha=question["alpha"],
+    )  # fmt: skip
+    stored = pandas.read_csv(tmp_path / "kept" / "report" / "comparison.csv")
+    assert again.table.delta.tolist() == pytest.approx(stored.delta[: len(again.table)].tolist(), abs=1e-12)
+    for path in (tmp_path / "kept").rglob("*"):
+        assert not path.is_file() or str(results).encode() not in path.read_bytes(), path
+    assert not list((tmp_path / "kept").rglob("*.safetensors"))
+
+
 def test_arms_without_a_teacher_run_once_a_seed_and_floor_and_ceiling_are_there(world):
     _, _, results, _ = world
     cells = json.loads((results / "suites" / "tiny" / "plan.json").read_text())["cells"]
