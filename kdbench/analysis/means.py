@@ -105,3 +105,22 @@ def gaps_of(means: pd.DataFrame, places: Sequence[Place]) -> dict[tuple, float]:
             found[(*place, task)] = gap if gap > 0 else math.nan
         found["all", "all", task] = float(np.mean([found[(*place, task)] for place in unique]))
     return found
+
+
+def gap_over_pairs(means: pd.DataFrame, objective: str) -> float:
+    """Return Σ (mean − floor) / Σ (ceiling − floor) over the pairs of an arm with a teacher; NaN where unknown.
+
+    Not the mean of the pairs' own shares, which a pair whose ceiling is hardly above its floor would decide alone.
+
+    Args:
+        means: rows of one task, as `mean_scores` returns them.
+    """
+    rows = means.to_dict("records")
+    at = {(row["objective"], row["student"], row["teacher"]): row["mean"] for row in rows}
+    floors = {student: value for (arm, student, _), value in at.items() if arm == "floor"}
+    gained = whole = 0.0
+    for (arm, student, teacher), value in at.items():
+        ceiling = at.get(("ceiling", student, teacher))
+        if arm == objective and ceiling is not None and student in floors:
+            gained, whole = gained + value - floors[student], whole + ceiling - floors[student]
+    return gained / whole if whole > 0 else math.nan

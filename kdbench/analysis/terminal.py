@@ -9,6 +9,7 @@ import pandas as pd
 
 from kdbench.analysis import rows as choice
 from kdbench.analysis.labels import count, cut, fold
+from kdbench.analysis.means import gap_over_pairs
 from kdbench.analysis.words import COLOURS, OVERALL, gap_text, number, p_text, place_text
 
 if TYPE_CHECKING:
@@ -141,8 +142,8 @@ def _scores(comparison: Comparison, width: int) -> Table:
 
 def _ranked(comparison: Comparison, means: pd.DataFrame, width: int) -> Table:
     groups = means.groupby("objective", sort=False, dropna=False)
-    found = groups.agg(mean=("mean", "mean"), low=("mean", "min"), high=("mean", "max"), pairs=("mean", "size"),
-                       gap=("gap_recovered", "mean"))  # fmt: skip
+    found = groups.agg(mean=("mean", "mean"), low=("mean", "min"), high=("mean", "max"), pairs=("mean", "size"))
+    found["gap"] = [gap_over_pairs(means, str(name)) for name in found.index]
     trained = found.drop(index=[name for name in FIXED if name in found.index]).sort_values(
         "mean", ascending=False, kind="stable"
     )
