@@ -46,7 +46,12 @@ class TeacherSignal(Part):
 class Rollouts(Part):
     """Text that models write, for the objectives that learn from it."""
 
-    prompt_tokens: int | None = Field(None, gt=0, description="of a block, given as prompt; default: a quarter of it")
+    prompt_tokens: int | None = Field(
+        None,
+        gt=0,
+        description="of a block, given as prompt; default: a quarter of it; of an instruction's prompt the last so "
+        "many; default: half a row",
+    )
     new_tokens: int | None = Field(None, gt=0, description="at most so many are written; default: to the block's end")
 
 
@@ -192,12 +197,25 @@ class Suite(Part):
             problems.append(f"batch_tokens: expected at least one block of data.length = {self.data.length} tokens")
         if (self.rollouts.prompt_tokens or 1) >= self.data.length:
             problems.append(f"rollouts.prompt_tokens: expected less than data.length = {self.data.length}")
+        problems += self._rollout_problems()
         if problems:
             raise ValueError("; ".join(problems))
         return self
 
     def _pretrains(self) -> list[Any]:
         return [model.pretrain for model in self.models.values() if model.pretrain] or [self.train]
+
+    def _rollout_problems(self) -> list[str]:
+        """Every prompt of a batch needs the same room behind it, or a text would depend on its neighbours."""
+        if self.data.instructions is None:
+            return []
+        length, given = self.data.length, self.rollouts
+        room = length - (given.prompt_tokens or length // 2)
+        if (given.new_tokens or 0) > room:
+            return [f"rollouts.new_tokens: expected at most {room}, what a prompt leaves of data.length = {length}"]
+        if self.data.pack and any(writes(entry["spec"]) for entry in self.objectives):
+            return ["data.pack: an objective learns from text written after prompts, one a row; set pack: false"]
+        return []
 
     def _objective_problems(self) -> list[str]:
         labels = self.labels
@@ -232,6 +250,14 @@ def needs_teacher(spec: dict[str, Any]) -> bool:
     from kdbench.registry import get
 
     return get(spec["name"]).needs_teacher
+
+
+def writes(spec: dict[str, Any]) -> bool:
+    """Whether an objective learns from text that a model writes, before training or in it."""
+    from kdbench.registry import objective
+
+    wanted = objective(spec).trajectories
+    return wanted.rollout is not None or wanted.fixed == "teacher"
 
 
 def json_schema() -> dict[str, Any]:
