@@ -14,6 +14,7 @@ from kdbench.analysis.verdict import Comparison, compare
 from kdbench.errors import ConfigError, did_you_mean
 from kdbench.run.store import Store
 from kdbench.run.tuning_words import in_words as tuning_in_words
+from kdbench.suite.examination import names
 from kdbench.suite.matrix import title
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def answer(
 ) -> Comparison:
     """Compare arms of a suite that is open; arguments and errors as for `ask`. `read` gives the scores of a metric."""
     question = results.plan["suite"]["compare"]
-    name, tasks = _metric(metric, question["tasks"], results.plan["suite"]["examine"]["tasks"])
+    name, tasks = _metric(metric, question["tasks"], names(results.plan["suite"]["examine"]))
     scores = read(results, name)
     options: dict[str, Any] = {"tasks": tasks, "alpha": question["alpha"], "margin": question["margin"]}
     options |= looks.options(question, tasks)

@@ -19,6 +19,7 @@ from kdbench.errors import ConfigError, did_you_mean
 from kdbench.files import digest
 
 WHERE = "data.instructions"
+PROBE_S = 10.0
 SUFFIXES = (".json", ".jsonl", ".parquet")
 
 
@@ -187,15 +188,28 @@ def _from_file(path: Path) -> list[Any]:
 
 
 def _from_hub(hub: Mapping[str, Any]) -> list[Any]:
+    """Read a data set at its commit, downloaded once by Hugging Face's own tools into their cache."""
     import datasets
 
-    shown = f"{hub['id']} at {hub['revision'][:12]}"
     try:
-        found = datasets.load_dataset(hub["id"], hub["config"], revision=hub["revision"], split=hub["split"])
-    except Exception as error:  # `datasets` raises errors of many libraries; each means that there is no data
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        folder = _snapshot(hub["id"], hub["revision"])
+        return datasets.load_dataset(folder, hub["config"], split=hub["split"]).to_list()
+    except Exception as error:  # no network, data set, commit or split: errors of several libraries
+        reason = str(error).split("\n")[0] or type(error).__name__
         raise ConfigError(
-            f"{WHERE}.hub: {shown} cannot be loaded: {reason:.300} (is the network there, and the data set public? "
-            "Without one, save the records and name them as `file:`)"
+            f"{WHERE}.hub: {hub['id']} at {hub['revision'][:12]} cannot be loaded: {reason:.300} (is the network "
+            "there, and the data set public? Without one, download it before and set HF_HUB_OFFLINE=1, or use `file:`)"
         ) from None
-    return found.to_list()
+
+
+def _snapshot(name: str, revision: str) -> str:
+    """Return the folder of a data set's files, without its code.
+
+    The cache alone is trusted only where the user says so: a download that was cut off leaves some of the files there.
+    The description is asked for first, since a download tries half a minute before it misses the network.
+    """
+    from huggingface_hub import HfApi, constants, snapshot_download
+
+    if not constants.HF_HUB_OFFLINE:
+        HfApi().dataset_info(name, revision=revision, timeout=PROBE_S)
+    return snapshot_download(name, repo_type="dataset", revision=revision, ignore_patterns=["*.py"])

@@ -30,6 +30,21 @@ CHAT = "chat"
 _PLACE = re.compile(r"\{(instruction|input)\}")
 
 
+def prompt_in(template: Any, record: Record) -> str:
+    """Return a record's prompt in a template that needs no tokenizer: a name of `TEMPLATES`, or the suite's own."""
+    if isinstance(template, str):
+        plain, full, _ = TEMPLATES[template]
+    else:
+        plain, full = template["prompt"], template["prompt_with_input"] or template["prompt"]
+    values = {"instruction": record.instruction, "input": record.input}
+    return _PLACE.sub(lambda found: values[found[1]], full if record.input else plain)
+
+
+def said(record: Record) -> str:
+    """Return what the user says in a chat."""
+    return record.instruction + (f"\n\n{record.input}" if record.input else "")
+
+
 @dataclass(frozen=True)
 class Form:
     """A template in the hands of one tokenizer.
@@ -63,14 +78,8 @@ class Form:
     def prompt(self, record: Record) -> str:
         """Return all that stands before the response, without the `prefix`."""
         if self.template == CHAT:
-            asked = record.instruction + (f"\n\n{record.input}" if record.input else "")
-            return self._render([{"role": "user", "content": asked}], add_generation_prompt=True)
-        if isinstance(self.template, str):
-            plain, full, _ = TEMPLATES[self.template]
-        else:
-            plain, full = self.template["prompt"], self.template["prompt_with_input"] or self.template["prompt"]
-        values = {"instruction": record.instruction, "input": record.input}
-        return _PLACE.sub(lambda found: values[found[1]], full if record.input else plain)
+            return self._render([{"role": "user", "content": said(record)}], add_generation_prompt=True)
+        return prompt_in(self.template, record)
 
     def _render(self, turns: list[dict[str, str]], **options: Any) -> str:
         return self.tokenizer.apply_chat_template(turns, tokenize=False, **options)

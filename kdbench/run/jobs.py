@@ -19,10 +19,10 @@ from kdbench.api import Sampling
 from kdbench.distill import layouts, models, rollout
 from kdbench.distill.data import Document
 from kdbench.errors import ConfigError
-from kdbench.evaluate import harness, tasks
+from kdbench.evaluate import harness, lm_eval_tasks, tasks
 from kdbench.files import sha256_file
 from kdbench.registry import objective, source_digest
-from kdbench.run import external, material
+from kdbench.run import elsewhere, external, material
 from kdbench.run.job import Job
 from kdbench.suite.external import ABSENT, ARM
 from kdbench.suite.materials import Model, Pretrain
@@ -91,6 +91,8 @@ class Planner:
         """Load what these jobs take from elsewhere, so that its absence is one error before any work starts."""
         if any(job.kind in ("tokenizers", "texts", "tasks") for job in jobs):
             material.reach(self.suite.data, self.base)
+        if any(job.kind == "cells" for job in jobs) and self.suite.examine.lm_eval:
+            lm_eval_tasks.check(elsewhere.wanted(self.suite.examine.lm_eval, self.base))
 
     @cached_property
     def environment(self) -> dict[str, Any]:
@@ -291,10 +293,14 @@ class Planner:
                 inputs["signal"], inputs["cache"] = "cache", needs[-1].key
         return needs
 
+    @cached_property
+    def _task_folders(self) -> dict[str, Any]:
+        return elsewhere.context(self.suite.examine.lm_eval, self.base)
+
     def _external(self, cell: Cell, inputs: dict[str, Any], needs: list[Job]) -> Job:
         """Return the examination of a student trained elsewhere; its key knows the weights, neither names nor seed."""
         inputs |= {"arm": ARM, "seed": None}
-        context = {"labels": {"arm": cell.arm, "student": cell.student, "teacher": cell.teacher}}
+        context = {"labels": {"arm": cell.arm, "student": cell.student, "teacher": cell.teacher}} | self._task_folders
         folder = (self.base / str(cell.folder)).resolve()
         if not folder.is_dir():
             return self._add(Job("cells", cell.title, inputs | {ABSENT: str(cell.folder)}, (), context, cell))
@@ -312,11 +318,13 @@ class Planner:
     def _cell(self, cell: Cell, after: Sequence[Job] = ()) -> Job:
         suite, text, tasks_job = self.suite, self._text(), self._tasks(cell.trial)
         needs = [text, tasks_job]
-        examine = suite.examine.model_dump(mode="json", exclude={"items", "tasks"}) | {
+        examine = suite.examine.model_dump(mode="json", exclude={"items", "tasks", "lm_eval"}) | {
             "tasks": tasks_job.inputs["tasks"]
         }
         if cell.trial:
             examine["split"] = tasks_job.inputs["split"]
+        else:
+            examine |= elsewhere.inputs(suite.examine.lm_eval, self.base)
         inputs: dict[str, Any] = {
             "arm": cell.arm if cell.spec is None else "objective",
             "seed": cell.seed,
@@ -336,7 +344,7 @@ class Planner:
         context = {
             "labels": {"arm": cell.arm, "student": cell.student, "teacher": cell.teacher},
             "keep": not cell.trial,
-        }
+        } | self._task_folders
         if after:
             inputs[AFTER] = sorted(job.key for job in after)
         job = Job("cells", cell.title, inputs, tuple(job.id for job in (*needs, *after)), context, cell)

@@ -17,10 +17,10 @@ import torch
 from kdbench.api import Sampling
 from kdbench.distill import accuracy, data, instructions, layouts, models, rollout, teacher, train
 from kdbench.errors import Interrupted
-from kdbench.evaluate import harness, intrinsic, tasks, token_scores
+from kdbench.evaluate import harness, intrinsic, lm_eval_tasks, tasks, token_scores
 from kdbench.files import atomic_write, read_json, write_json
 from kdbench.registry import objective
-from kdbench.run import external, material
+from kdbench.run import elsewhere, external, material
 from kdbench.run.store import INPUTS, Entry, Store
 from kdbench.run.work import Work
 from kdbench.seeding import derive
@@ -312,16 +312,22 @@ def _examine(work: Work, model: torch.nn.Module, tokenizer: Any, guide: torch.nn
     paths = {name: folder / f"{name}.jsonl" for name in settings["tasks"]}
     work.hooks.stage("examining")
     with work.clock.part("examine_s"):
-        found = harness.examine(model, tokenizer, paths, batch_size=settings["batch_size"])
+        metrics, items = {}, []
+        if paths:
+            found = harness.examine(model, tokenizer, paths, batch_size=settings["batch_size"])
+            metrics, items = found.metrics, found.items
+        if asked := elsewhere.of_work(work):
+            more = lm_eval_tasks.examine(model, tokenizer, asked, batch_size=settings["batch_size"])
+            metrics, items = metrics | more.metrics, items + more.items
         held_out = _blocks(_text(work).path / f"{settings.get('split', 'test')}.safetensors")
         own = intrinsic.examine(
             model, guide, held_out, settings["intrinsic_tokens"], len(tokenizer), work.runtime.precision
         )
     buffer = io.BytesIO()
-    pandas.DataFrame(found.items).to_parquet(buffer, index=False)
+    pandas.DataFrame(items).to_parquet(buffer, index=False)
     atomic_write(work.entry.path / "samples.parquet", buffer.getvalue())
     atomic_write(work.entry.path / token_scores.FILE, token_scores.to_parquet(own.tokens))
-    write_json(work.entry.path / "results.json", dict(sorted({**found.metrics, **own.metrics}.items())))
+    write_json(work.entry.path / "results.json", dict(sorted({**metrics, **own.metrics}.items())))
 
 
 MAKERS: dict[str, Callable[[Work], dict[str, Any] | None]] = {

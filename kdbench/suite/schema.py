@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from kdbench.errors import ConfigError, did_you_mean
-from kdbench.suite import claims, external, tuning
+from kdbench.suite import claims, examination, external, tuning
 from kdbench.suite.claims import Claim
+from kdbench.suite.examination import WithLmEval
 from kdbench.suite.external import Arm
 from kdbench.suite.materials import Data, Model
 from kdbench.suite.part import NAME, Part
@@ -71,8 +72,8 @@ class Train(Part):
     checkpoint_steps: int = Field(50, gt=0)
 
 
-class Examine(Part):
-    """The examination: lm-eval tasks made from the held-out test split, and the intrinsic measures."""
+class Examine(WithLmEval):
+    """The examination: tasks made from the held-out test split, tasks from elsewhere, and the intrinsic measures."""
 
     tasks: tuple[Literal["swap", "replace", "agreement", "last_word", "perplexity"], ...] = TASKS
     items: int = Field(750, ge=20, le=100_000, description="items a minimal-pair task has, if the text allows")
@@ -101,9 +102,6 @@ class Compare(Part):
             raise ValueError(f"weights: expected one for each of {list(self.tasks)}, found {list(self.weights)}")
         if list(self.looks) != sorted(set(self.looks)):
             raise ValueError(f"looks: expected growing numbers of seeds, such as [3, 6, 10], found {list(self.looks)}")
-        for task in self.tasks:
-            if task not in TASKS:
-                raise ValueError(f"unknown task {task!r}.{did_you_mean(task, TASKS)}")
         if "perplexity" in self.tasks:
             raise ValueError("`perplexity` has no score an item; choose among swap, replace, agreement, last_word")
         return self
@@ -189,10 +187,8 @@ class Suite(Part):
         problems += self._objective_problems() + external.problems(self.arms, self.labels, self.teachers)
         problems += tuning.problems(self.tune, self.train, self.seeds)
         problems += tuning.own_problems(self.objectives, self.train, self.tune)
-        problems += claims.problems(self.claims, self.arm_labels, self.students, self.teachers, self.examine.tasks)
-        absent = [task for task in self.compare.tasks if task not in self.examine.tasks]
-        if absent:
-            problems.append(f"compare.tasks: {absent} are not examined; examine.tasks has {list(self.examine.tasks)}")
+        problems += claims.problems(self.claims, self.arm_labels, self.students, self.teachers, self.examine.names)
+        problems += examination.problems(self.compare.tasks, self.examine, TASKS, self.tune is not None)
         if self.data.length > min(self.train.batch_tokens, *(p.batch_tokens for p in self._pretrains())):
             problems.append(f"batch_tokens: expected at least one block of data.length = {self.data.length} tokens")
         if (self.rollouts.prompt_tokens or 1) >= self.data.length:
