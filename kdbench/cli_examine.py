@@ -65,10 +65,11 @@ def _show(found: Any, results_dir: Path) -> None:
 
     console = Console(width=None if sys.stdout.isatty() else 100)
     rows = [found.row, *found.beside]
-    tasks = [name for name in found.row.metrics if name.endswith("/acc")]
+    scored = dict.fromkeys(name.partition("/")[0] for name in found.row.metrics if name.endswith(("/acc", "/score")))
+    tasks = [f"{name}/{'score' if f'{name}/score' in found.row.metrics else 'acc'}" for name in scored]
     extra = [name for name in INTRINSIC if name in found.row.metrics]
     table = Table("model", box=None, pad_edge=False, title=f"Suite {found.suite}: accuracy in points")
-    heads = [name.removesuffix("/acc") for name in tasks] + ["overall"] + [INTRINSIC[name] for name in extra]
+    heads = [name.partition("/")[0] for name in tasks] + ["overall"] + [INTRINSIC[name] for name in extra]
     for head in heads:
         table.add_column(head, justify="right")
     for row in rows:

@@ -16,6 +16,7 @@ from kdbench.errors import ConfigError, did_you_mean
 from kdbench.files import atomic_write, write_json
 from kdbench.run.store import Store
 from kdbench.run.tuning_words import in_words as tuning_in_words
+from kdbench.suite.examination import names
 from kdbench.suite.matrix import title
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def answer(
 ) -> Comparison:
     """Compare arms of a suite that is open; arguments and errors as for `ask`. `read` gives the scores of a metric."""
     question = results.plan["suite"]["compare"]
-    name, tasks = _metric(metric, question["tasks"], results.plan["suite"]["examine"]["tasks"])
+    name, tasks = _metric(metric, question["tasks"], names(results.plan["suite"]["examine"]))
     everything = read(results, name)
     scores = everything if objectives or baseline else equal_time.apart(everything, results.plan)
     options: dict[str, Any] = {"tasks": tasks, "alpha": question["alpha"], "margin": question["margin"]}
@@ -169,8 +170,8 @@ def write_report(results_dir: Path, suite: str | None, keep: Path | None = None)
 
 def _sources(scores: pd.DataFrame, plan: dict[str, Any], folder: Path) -> dict[str, Path]:
     """Write what a report was made from, and return it by name."""
-    names = ("objective", "student", "teacher", "task", "item")
-    raw = scores.astype(dict.fromkeys(names, "category")).to_parquet(index=False, compression="zstd")
+    columns = ("objective", "student", "teacher", "task", "item")
+    raw = scores.astype(dict.fromkeys(columns, "category")).to_parquet(index=False, compression="zstd")
     written = {name: folder / name for name in ("scores.parquet", "plan.json")}
     atomic_write(written["scores.parquet"], raw)
     write_json(written["plan.json"], plan)

@@ -24,6 +24,7 @@ from kdbench.run.store import Store
 ALL, ALPHA, LONG = "all items", 0.05, 16
 WRITTEN = {"rollout/length": "tokens a continuation", "rollout/eos_rate": "share ended by EOS"}
 BINARY = "acc"
+LESS_IS_BETTER = "word_nll"
 ANOTHER_SEED = "another seed makes other checkpoints; about the objectives, ask `kdbench compare`"
 
 
@@ -179,20 +180,23 @@ def _scores(a: Checkpoint, b: Checkpoint, task: str | None, joined: pd.DataFrame
 
 
 def _score(task: str, metric: str, a: float, b: float, items: pd.DataFrame, rng: np.random.Generator) -> dict[str, Any]:
-    """One task: exact McNemar for scores of 0 and 1, random signs over items for graded ones (less is better)."""
-    gain = (items.score_a - items.score_b).to_numpy(float) * (1 if metric == BINARY else -1)
+    """One task: exact McNemar for scores of 0 and 1, random signs over items for graded ones."""
+    gain = (items.score_a - items.score_b).to_numpy(float) * (-1 if metric == LESS_IS_BETTER else 1)
+    binary = metric != LESS_IS_BETTER and set(gain) <= {-1.0, 0.0, 1.0}
     better, worse = int((gain > 0).sum()), int((gain < 0).sum())
     row = {"task": task, "metric": metric, "a": float(a), "b": float(b), "n_items": len(items)}
     row |= {"a_only": better, "b_only": worse, "p": math.nan, "method": ""}
     if len(gain):
-        row["p"] = stats.mcnemar(better, worse) if metric == BINARY else stats.sign_flip(gain, rng)
-        row["method"] = "exact McNemar" if metric == BINARY else "paired permutation over items"
+        row["p"] = stats.mcnemar(better, worse) if binary else stats.sign_flip(gain, rng)
+        row["method"] = "exact McNemar" if binary else "paired permutation over items"
     return row
 
 
 def _shown(store: Store, a: Checkpoint, joined: pd.DataFrame, most: int) -> tuple[list[dict[str, Any]], list[str]]:
     """Return the first items that one gets and the other misses, with their text: items stand in random order."""
-    binary = joined[(joined.metric == BINARY) & (joined.score_a != joined.score_b)].sort_values(["item_a", "task"])
+    own = joined.task.isin(a.inputs["examine"]["tasks"])  # the items of lm-eval's tasks are not kept
+    binary = joined[own & (joined.metric == BINARY) & (joined.score_a != joined.score_b)]
+    binary = binary.sort_values(["item_a", "task"])
     found: list[dict[str, Any]] = []
     folder = store.entry("tasks", a.inputs["tasks"]).path
     for by, gets in (("a", binary.score_a > binary.score_b), ("b", binary.score_a < binary.score_b)):

@@ -55,10 +55,11 @@ class Checkpoint:
 
     @cached_property
     def items(self) -> pandas.DataFrame:
-        """Its item scores: `task`, `metric`, `item`, `score`, `item_hash`."""
+        """Its item scores: `task`, `metric`, `item`, `score`, `item_hash`; of an lm-eval task the primary ones."""
         import pandas
 
-        return pandas.read_parquet(self.store.entry("cells", self.key).path / "samples.parquet")
+        found = pandas.read_parquet(self.store.entry("cells", self.key).path / "samples.parquet")
+        return found if "primary" not in found else found[found["primary"].ne(False)].drop(columns="primary")
 
     @cached_property
     def tokens(self) -> pandas.DataFrame | None:

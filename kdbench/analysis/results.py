@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     import pandas
 
 COLUMNS = ["objective", "student", "teacher", "seed", "task", "item", "score"]
-METRICS = {"acc": ("acc", 1.0), "word_log_likelihood": ("word_nll", -1.0)}  # name → (as stored, sign: more is better)
+GRADED = "acc"
+METRICS = {GRADED: (GRADED, 1.0), "word_log_likelihood": ("word_nll", -1.0)}  # name → (as stored, sign: more is better)
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ def _frames(cell: dict[str, Any], metric: str, students: list[str]) -> list[pand
 
     stored, sign = METRICS[metric]
     raw = pandas.read_parquet(cell["path"] / "samples.parquet")
-    raw = raw[raw["metric"] == stored]
+    raw = raw[_chosen(raw, stored)]
     item = raw["item"].astype(str) + "-" + raw["item_hash"].str.slice(0, 8)
     frames = []
     for student in students if cell["arm"] == CEILING else [cell["student"]]:
@@ -159,6 +160,15 @@ def _frames(cell: dict[str, Any], metric: str, students: list[str]) -> list[pand
         )
         frames.append(frame[COLUMNS])
     return frames
+
+
+def _chosen(raw: pandas.DataFrame, stored: str) -> pandas.Series:
+    """Say which rows a metric is made of; of the scores of an lm-eval task `acc` means its primary one."""
+    wanted = raw["metric"] == stored
+    if "primary" not in raw:
+        return wanted
+    elsewhere = raw["primary"].notna()
+    return (wanted & ~elsewhere) | ((raw["primary"] == True) & (stored == GRADED))  # noqa: E712  (None is neither)
 
 
 def external_notes(found: SuiteResults) -> list[str]:

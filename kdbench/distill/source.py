@@ -13,7 +13,8 @@ from torch import Tensor
 
 from kdbench.api import Sampling, Trajectories
 from kdbench.distill.data import Blocks, batch_rows
-from kdbench.distill.rollout import Limits, prompts
+from kdbench.distill.instructions import prompts
+from kdbench.distill.rollout import Limits
 from kdbench.seeding import derive, generator
 
 Write = Callable[[Sampling, Sequence[Tensor], int], tuple[Blocks, dict[str, float]]]

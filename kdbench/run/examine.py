@@ -108,5 +108,10 @@ def _beside(planner: Planner, store: Store, weights: Mapping[str, float]) -> lis
 def _row(name: str, paths: Sequence[Path], weights: Mapping[str, float]) -> Row:
     stored: list[Mapping[str, float]] = [read_json(path / "results.json") for path in paths]
     metrics = {key: statistics.fmean(one[key] for one in stored) for key in stored[0]}
-    overall = statistics.fmean((metrics[f"{task}/acc"] for task in weights), list(weights.values()))
+    overall = statistics.fmean((score(metrics, task) for task in weights), list(weights.values()))
     return Row(name, len(stored), metrics, overall)
+
+
+def score(metrics: Mapping[str, float], task: str) -> float:
+    """Return by what a task is compared: its accuracy, or of an lm-eval task its primary score."""
+    return metrics.get(f"{task}/score", metrics.get(f"{task}/acc", float("nan")))

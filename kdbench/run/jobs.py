@@ -16,12 +16,13 @@ from typing import Any
 
 import kdbench
 from kdbench.api import Sampling
-from kdbench.distill import data, layouts, models, rollout
+from kdbench.distill import layouts, models, rollout
+from kdbench.distill.data import Document
 from kdbench.errors import ConfigError
-from kdbench.evaluate import harness, tasks
+from kdbench.evaluate import harness, lm_eval_tasks, tasks
 from kdbench.files import sha256_file
 from kdbench.registry import objective, source_digest
-from kdbench.run import external
+from kdbench.run import elsewhere, external, material
 from kdbench.run.job import Job
 from kdbench.suite.external import ABSENT, ARM
 from kdbench.suite.materials import Model, Pretrain
@@ -67,22 +68,31 @@ class Planner:
     def __init__(self, suite: Suite, base: Path):
         self.suite, self.base = suite, base
         self.runtime = models.resolve_runtime(suite.device, suite.precision, suite.threads)
-        self.documents = data.read_corpus(suite.data.corpus.model_dump(), base)
-        self._check_size(data.split(self.documents)["train"])
-        self.corpus = data.fingerprint(self.documents)
+        self.material = material.look(suite.data, base)
+        self._check_size(self.material.train_bytes)
+        self.corpus = self.material.fingerprint
         self.vocabulary = self._vocabulary()
         self.configs = {name: self._config(name) for name in dict.fromkeys((*suite.students, *suite.teachers))}
         self.jobs: dict[str, Job] = {}
         self.cells: list[tuple[Cell, Job]] = []
 
-    def _check_size(self, train: list[data.Document]) -> None:
+    def _check_size(self, most: int | None) -> None:
         """Refuse a distillation set larger than any tokenizer could cut from the text: a token is a byte or more."""
-        tokens, most = self.distillation_tokens(), sum(len(document.text.encode()) for document in train)
+        tokens = self.distillation_tokens()
+        if most is None:  # of instructions as much is taken as there is
+            most = max(tokens, self.suite.data.length)
         if not self.suite.data.length <= tokens <= most:
             raise ConfigError(
                 f"data.tokens: expected {self.suite.data.length:,} to {most:,} (the bytes of the train split), "
                 f"found {tokens:,}"
             )
+
+    def reach(self, jobs: Sequence[Job]) -> None:
+        """Load what these jobs take from elsewhere, so that its absence is one error before any work starts."""
+        if any(job.kind in ("tokenizers", "texts", "tasks") for job in jobs):
+            material.reach(self.suite.data, self.base)
+        if any(job.kind == "cells" for job in jobs) and self.suite.examine.lm_eval:
+            lm_eval_tasks.check(elsewhere.wanted(self.suite.examine.lm_eval, self.base))
 
     @cached_property
     def environment(self) -> dict[str, Any]:
@@ -157,8 +167,13 @@ class Planner:
     def _add(self, job: Job) -> Job:
         return self.jobs.setdefault(job.id, job)
 
+    @property
+    def documents(self) -> list[Document]:
+        """The text, as far as it lies on this machine."""
+        return self.material.documents
+
     def _corpus_context(self) -> dict[str, Any]:
-        return {"corpus": self.suite.data.corpus.model_dump(), "base": str(self.base)}
+        return material.context(self.suite.data, self.base)
 
     def _tokenizer(self) -> Job:
         spec = self.suite.data.tokenizer
@@ -178,6 +193,7 @@ class Planner:
         inputs = {"corpus": self.corpus, "tokenizer": tokenizer.key, "length": self.suite.data.length}
         if self.suite.data.pack:
             inputs["pack"] = True
+        inputs |= material.text_inputs(self.suite.data)
         return self._add(Job("texts", "tokenised text", inputs, (tokenizer.id,), self._corpus_context()))
 
     def _tasks(self, trial: bool = False) -> Job:
@@ -241,7 +257,7 @@ class Planner:
     def _rollouts(self) -> dict[str, int]:
         """Return what bounds the text that models write, without defaults left open."""
         length, given = self.suite.data.length, self.suite.rollouts
-        prompt = given.prompt_tokens or max(1, length // 4)
+        prompt = given.prompt_tokens or max(1, length // (4 if self.suite.data.instructions is None else 2))
         return {"prompt_tokens": prompt, "new_tokens": given.new_tokens or length - prompt}
 
     def _teacher_text(self, teacher: str, decoding: Sampling) -> Job:
@@ -277,10 +293,14 @@ class Planner:
                 inputs["signal"], inputs["cache"] = "cache", needs[-1].key
         return needs
 
+    @cached_property
+    def _task_folders(self) -> dict[str, Any]:
+        return elsewhere.context(self.suite.examine.lm_eval, self.base)
+
     def _external(self, cell: Cell, inputs: dict[str, Any], needs: list[Job]) -> Job:
         """Return the examination of a student trained elsewhere; its key knows the weights, neither names nor seed."""
         inputs |= {"arm": ARM, "seed": None}
-        context = {"labels": {"arm": cell.arm, "student": cell.student, "teacher": cell.teacher}}
+        context = {"labels": {"arm": cell.arm, "student": cell.student, "teacher": cell.teacher}} | self._task_folders
         folder = (self.base / str(cell.folder)).resolve()
         if not folder.is_dir():
             return self._add(Job("cells", cell.title, inputs | {ABSENT: str(cell.folder)}, (), context, cell))
@@ -299,11 +319,13 @@ class Planner:
         """Return the job of a cell; one with jobs `after` which its settings are known is not among `jobs`."""
         suite, text, tasks_job = self.suite, self._text(), self._tasks(cell.trial)
         needs = [text, tasks_job]
-        examine = suite.examine.model_dump(mode="json", exclude={"items", "tasks"}) | {
+        examine = suite.examine.model_dump(mode="json", exclude={"items", "tasks", "lm_eval"}) | {
             "tasks": tasks_job.inputs["tasks"]
         }
         if cell.trial:
             examine["split"] = tasks_job.inputs["split"]
+        else:
+            examine |= elsewhere.inputs(suite.examine.lm_eval, self.base)
         inputs: dict[str, Any] = {
             "arm": cell.arm if cell.spec is None else "objective",
             "seed": cell.seed,
@@ -323,7 +345,7 @@ class Planner:
         context = {
             "labels": {"arm": cell.arm, "student": cell.student, "teacher": cell.teacher},
             "keep": not cell.trial,
-        }
+        } | self._task_folders
         if after:
             inputs[AFTER] = sorted({key for job in after for key in job.inputs.get(AFTER, [job.key])})
         job = Job("cells", cell.title, inputs, tuple(job.id for job in (*needs, *after)), context, cell)

@@ -15,12 +15,12 @@ import pandas
 import torch
 
 from kdbench.api import Sampling
-from kdbench.distill import accuracy, data, layouts, models, rollout, teacher, train
-from kdbench.errors import ConfigError, Interrupted
-from kdbench.evaluate import harness, intrinsic, tasks, token_scores
+from kdbench.distill import accuracy, data, instructions, layouts, models, rollout, teacher, train
+from kdbench.errors import Interrupted
+from kdbench.evaluate import harness, intrinsic, lm_eval_tasks, tasks, token_scores
 from kdbench.files import atomic_write, read_json, write_json
 from kdbench.registry import objective
-from kdbench.run import external
+from kdbench.run import elsewhere, external, material
 from kdbench.run.store import INPUTS, Entry, Store
 from kdbench.run.work import Work
 from kdbench.seeding import derive
@@ -77,37 +77,28 @@ def model_folder(store: Store, key: str) -> Path:
 # --- makers, one a kind ----------------------------------------------------------------------------------------------
 
 
-def _corpus(work: Work) -> dict[str, list[data.Document]]:
-    documents = data.read_corpus(work.context["corpus"], Path(work.context["base"]))
-    if data.fingerprint(documents) != work.inputs["corpus"]:
-        raise ConfigError("data.corpus: the text has changed since this run was planned; start the run again")
-    return data.split(documents)
-
-
 def make_tokenizer(work: Work) -> None:
     """Train, or copy, the tokenizer that all models of a suite share."""
     folder = work.entry.path / "tokenizer"
     if "path" in work.context:
         models.load_tokenizer(Path(work.context["path"])).save_pretrained(folder)
     else:
-        data.train_tokenizer(_corpus(work)["train"], work.inputs["bpe"], folder)
+        data.train_tokenizer(material.splits(work)["train"], work.inputs["bpe"], folder)
 
 
 def make_text(work: Work) -> dict[str, Any]:
     """Tokenise the splits."""
     tokenizer = _tokenizer(work.find("tokenizers", work.inputs["tokenizer"]).path / "tokenizer")
-    rows = {}
-    for name, documents in _corpus(work).items():
-        work.hooks.stage(f"tokenising {name}")
-        blocks = data.tokenise(documents, tokenizer, work.inputs["length"], work.inputs.get("pack", False))
+    found, facts = material.rows(work, tokenizer)
+    for name, blocks in found.items():
         data.save_blocks(blocks, work.entry.path / f"{name}.safetensors")
-        rows[name] = len(blocks)
-    return {"rows": rows, "length": work.inputs["length"], "vocabulary": len(tokenizer)}
+    rows = {name: len(blocks) for name, blocks in found.items()}
+    return {"rows": rows, "length": work.inputs["length"], "vocabulary": len(tokenizer)} | facts
 
 
 def make_tasks(work: Work) -> dict[str, Any]:
     """Make the items of an examination from the test split, those of tuning from the dev split."""
-    documents = _corpus(work)[work.inputs.get("split", "test")]
+    documents = material.splits(work)[work.inputs.get("split", "test")]
     rows = tasks.build(documents, work.inputs["tasks"], work.inputs["items"])
     tasks.write(rows, work.entry.path)
     return {"items": {name: len(found) for name, found in rows.items()}}
@@ -124,7 +115,7 @@ def make_model(work: Work) -> dict[str, Any]:
         return {}
     text = _text(work)
     blocks = _blocks(text.path / "train.safetensors")
-    ids = (tokenizer.eos_token_id, tokenizer.pad_token_id)
+    ids = (tokenizer.eos_token_id, data.padding_id(tokenizer))
     config = models.architecture_config(work.inputs["init"], len(tokenizer), blocks.length, ids, work.inputs["dropout"])
     model = models.make(config, work.inputs["seed"]).to(work.runtime.device)
     models.check_head(model)
@@ -190,7 +181,7 @@ def make_teacher_text(work: Work) -> dict[str, Any]:
 
     def make(number: int, part: data.Blocks) -> dict[str, torch.Tensor]:
         drawn = derive(0, "teacher text", number)
-        text, _ = rollout.write(sampling, writers, rollout.prompts(part, limits), limits, drawn)
+        text, _ = rollout.write(sampling, writers, instructions.prompts(part, limits), limits, drawn)
         return {"ids": text.ids, "mask": text.mask}
 
     teacher.write_shards(work.entry.path, blocks, make, _on_shard(work))
@@ -251,7 +242,7 @@ def _limits(work: Work, vocabulary: int) -> rollout.Limits:
     tokenizer = _text_tokenizer(work)
     length = _blocks(_text(work).path / "train.safetensors").length
     given = work.inputs["rollouts"]
-    ids = {"eos": tokenizer.eos_token_id, "pad": tokenizer.pad_token_id}
+    ids = {"eos": tokenizer.eos_token_id, "pad": data.padding_id(tokenizer)}
     return rollout.Limits(given["prompt_tokens"], given["new_tokens"], length, vocabulary=vocabulary, **ids)
 
 
@@ -326,16 +317,22 @@ def _examine(work: Work, model: torch.nn.Module, tokenizer: Any, guide: torch.nn
     paths = {name: folder / f"{name}.jsonl" for name in settings["tasks"]}
     work.hooks.stage("examining")
     with work.clock.part("examine_s"):
-        found = harness.examine(model, tokenizer, paths, batch_size=settings["batch_size"])
+        metrics, items = {}, []
+        if paths:
+            found = harness.examine(model, tokenizer, paths, batch_size=settings["batch_size"])
+            metrics, items = found.metrics, found.items
+        if asked := elsewhere.of_work(work):
+            more = lm_eval_tasks.examine(model, tokenizer, asked, batch_size=settings["batch_size"])
+            metrics, items = metrics | more.metrics, items + more.items
         held_out = _blocks(_text(work).path / f"{settings.get('split', 'test')}.safetensors")
         own = intrinsic.examine(
             model, guide, held_out, settings["intrinsic_tokens"], len(tokenizer), work.runtime.precision
         )
     buffer = io.BytesIO()
-    pandas.DataFrame(found.items).to_parquet(buffer, index=False)
+    pandas.DataFrame(items).to_parquet(buffer, index=False)
     atomic_write(work.entry.path / "samples.parquet", buffer.getvalue())
     atomic_write(work.entry.path / token_scores.FILE, token_scores.to_parquet(own.tokens))
-    write_json(work.entry.path / "results.json", dict(sorted({**found.metrics, **own.metrics}.items())))
+    write_json(work.entry.path / "results.json", dict(sorted({**metrics, **own.metrics}.items())))
 
 
 MAKERS: dict[str, Callable[[Work], dict[str, Any] | None]] = {

@@ -236,6 +236,7 @@ def run(plan: Plan, store: Store, jobs: Sequence[Job], workers: int, listeners: 
     jobs = [job for job in jobs if job.id not in absent]
     outcome = Outcome(done=dict(plan.done))
     if jobs:
+        plan.planner.reach(jobs)
         pool = Pool(store, workers, plan.suite.threads, user_folders(), listeners)
         outcome = pool.run(jobs, plan.done)
     for key, reason in absent.items():

@@ -27,6 +27,7 @@ JOB_S = 0.1  # locks, loading, hashing
 CHECKPOINT_S = 0.02
 ITEM_S = 6e-4  # lm-eval's own work on an item
 MEGABYTE_S = 0.5  # tokenising
+ELSEWHERE_ITEMS = 1000  # of an lm-eval task without a limit: known only when its data is loaded
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,9 @@ class _Model:
 def examined(suite: Suite, job: Job) -> int:
     """Return how many items a cell is examined on, a trial on those of the tuning."""
     trial = job.cell is not None and job.cell.trial
-    return (suite.tune.items if trial and suite.tune else suite.examine.items) * len(job.inputs["examine"]["tasks"])
+    told = job.inputs["examine"]
+    elsewhere = sum(entry["limit"] or ELSEWHERE_ITEMS for entry in told.get("elsewhere", ()))
+    return (suite.tune.items if trial and suite.tune else suite.examine.items) * len(told["tasks"]) + elsewhere
 
 
 def price(plan: Plan, job: Job, parameters: Mapping[str, int]) -> cost.Cost:

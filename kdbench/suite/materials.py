@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
+from kdbench.suite.instructions import Instructions
 from kdbench.suite.part import Part
 
 
@@ -43,11 +44,23 @@ class TokenizerSpec(Part):
 class Data(Part):
     """The text and how it is cut."""
 
-    corpus: Corpus
+    corpus: Corpus | None = Field(None, description="plain text; all of it is learnt")
+    instructions: Instructions | None = Field(None, description="prompts with responses; these alone are learnt")
     tokenizer: TokenizerSpec
-    length: int = Field(128, ge=8, le=65_536, description="tokens in a block")
+    length: int = Field(128, ge=8, le=65_536, description="tokens in a block; of instructions, in a record's row")
     pack: bool = Field(False, description="fill blocks with several documents, which do not see each other")
-    tokens: int | None = Field(None, gt=0, description="size of the distillation set; default: the whole train split")
+    tokens: int | None = Field(
+        None,
+        gt=0,
+        description="size of the distillation set, padding included; default: as much as the training reads; of "
+        "instructions at most so much",
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Data:
+        if (self.corpus is None) == (self.instructions is None):
+            raise ValueError("expected either `corpus` (plain text) or `instructions` (prompts with responses)")
+        return self
 
 
 class Init(Part):

@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from kdbench.errors import ConfigError, did_you_mean
-from kdbench.suite import claims, external, tuning
+from kdbench.suite import claims, examination, external, tuning
 from kdbench.suite.claims import Claim
+from kdbench.suite.examination import WithLmEval
 from kdbench.suite.external import Arm
 from kdbench.suite.materials import Data, Model
 from kdbench.suite.part import NAME, Part
@@ -46,7 +47,12 @@ class TeacherSignal(Part):
 class Rollouts(Part):
     """Text that models write, for the objectives that learn from it."""
 
-    prompt_tokens: int | None = Field(None, gt=0, description="of a block, given as prompt; default: a quarter of it")
+    prompt_tokens: int | None = Field(
+        None,
+        gt=0,
+        description="of a block, given as prompt; default: a quarter of it; of an instruction's prompt the last so "
+        "many; default: half a row",
+    )
     new_tokens: int | None = Field(None, gt=0, description="at most so many are written; default: to the block's end")
 
 
@@ -66,8 +72,8 @@ class Train(Part):
     checkpoint_steps: int = Field(50, gt=0)
 
 
-class Examine(Part):
-    """The examination: lm-eval tasks made from the held-out test split, and the intrinsic measures."""
+class Examine(WithLmEval):
+    """The examination: tasks made from the held-out test split, tasks from elsewhere, and the intrinsic measures."""
 
     tasks: tuple[Literal["swap", "replace", "agreement", "last_word", "perplexity"], ...] = TASKS
     items: int = Field(750, ge=20, le=100_000, description="items a minimal-pair task has, if the text allows")
@@ -99,9 +105,6 @@ class Compare(Part):
             raise ValueError(f"weights: expected one for each of {list(self.tasks)}, found {list(self.weights)}")
         if list(self.looks) != sorted(set(self.looks)):
             raise ValueError(f"looks: expected growing numbers of seeds, such as [3, 6, 10], found {list(self.looks)}")
-        for task in self.tasks:
-            if task not in TASKS:
-                raise ValueError(f"unknown task {task!r}.{did_you_mean(task, TASKS)}")
         if "perplexity" in self.tasks:
             raise ValueError("`perplexity` has no score an item; choose among swap, replace, agreement, last_word")
         return self
@@ -187,20 +190,31 @@ class Suite(Part):
         problems += self._objective_problems() + external.problems(self.arms, self.labels, self.teachers)
         problems += tuning.problems(self.tune, self.train, self.seeds)
         problems += tuning.own_problems(self.objectives, self.train, self.tune)
-        problems += claims.problems(self.claims, self.arm_labels, self.students, self.teachers, self.examine.tasks)
-        absent = [task for task in self.compare.tasks if task not in self.examine.tasks]
-        if absent:
-            problems.append(f"compare.tasks: {absent} are not examined; examine.tasks has {list(self.examine.tasks)}")
+        problems += claims.problems(self.claims, self.arm_labels, self.students, self.teachers, self.examine.names)
+        problems += examination.problems(self.compare.tasks, self.examine, TASKS, self.tune is not None)
         if self.data.length > min(self.train.batch_tokens, *(p.batch_tokens for p in self._pretrains())):
             problems.append(f"batch_tokens: expected at least one block of data.length = {self.data.length} tokens")
         if (self.rollouts.prompt_tokens or 1) >= self.data.length:
             problems.append(f"rollouts.prompt_tokens: expected less than data.length = {self.data.length}")
+        problems += self._rollout_problems()
         if problems:
             raise ValueError("; ".join(problems))
         return self
 
     def _pretrains(self) -> list[Any]:
         return [model.pretrain for model in self.models.values() if model.pretrain] or [self.train]
+
+    def _rollout_problems(self) -> list[str]:
+        """Every prompt of a batch needs the same room behind it, or a text would depend on its neighbours."""
+        if self.data.instructions is None:
+            return []
+        length, given = self.data.length, self.rollouts
+        room = length - (given.prompt_tokens or length // 2)
+        if (given.new_tokens or 0) > room:
+            return [f"rollouts.new_tokens: expected at most {room}, what a prompt leaves of data.length = {length}"]
+        if self.data.pack and any(writes(entry["spec"]) for entry in self.objectives):
+            return ["data.pack: an objective learns from text written after prompts, one a row; set pack: false"]
+        return []
 
     def _objective_problems(self) -> list[str]:
         labels = self.labels
@@ -241,6 +255,14 @@ def needs_teacher(spec: dict[str, Any]) -> bool:
     from kdbench.registry import get
 
     return get(spec["name"]).needs_teacher
+
+
+def writes(spec: dict[str, Any]) -> bool:
+    """Whether an objective learns from text that a model writes, before training or in it."""
+    from kdbench.registry import objective
+
+    wanted = objective(spec).trajectories
+    return wanted.rollout is not None or wanted.fixed == "teacher"
 
 
 def json_schema() -> dict[str, Any]:
