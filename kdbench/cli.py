@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+from kdbench import failpoints
 from kdbench.cli_cache import cache
 from kdbench.cli_diff import diff
 from kdbench.cli_examine import examine
@@ -38,6 +39,7 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    errors_end_well(failpoints.arm_from_environment)()
 
 
 main.add_command(objectives)

@@ -31,7 +31,7 @@ LEVELS = [
     {"api"},
     {"tokens"},
     {"divergences"},
-    {"errors", "files", "gradients", "seeding", "trajectories"},
+    {"errors", "failpoints", "files", "gradients", "seeding", "trajectories"},
 ]
 
 

@@ -19,8 +19,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from kdbench import failpoints
 from kdbench.errors import StoreError
-from kdbench.files import TEMPORARY, atomic_write, read_json, sha256_file, write_json
+from kdbench.files import TEMPORARY, atomic_write, read_json, sha256_file, sync_file, sync_folder, write_json
 
 KINDS = ("tokenizers", "texts", "models", "teacher_texts", "teacher_cache", "tasks", "cells", "choices")
 DONE, INPUTS, CHECKPOINTS = "DONE.json", "inputs.json", "ckpt"
@@ -135,13 +136,15 @@ class Entry:
     def begin(self, inputs: dict[str, Any]) -> None:
         """Prepare for writing, under the lock: set damaged or failed leavings aside, write down what is made."""
         state = self.state()
+        failpoints.hit("begin")
         if state == "damaged":
             self.set_aside()
         elif state == "failed":
             (self.path / DONE).unlink()
         self.path.mkdir(parents=True, exist_ok=True)
         for stale in self.path.rglob(f"{TEMPORARY}*"):
-            shutil.rmtree(stale) if stale.is_dir() else stale.unlink(missing_ok=True)
+            is_folder = stale.is_dir() and not stale.is_symlink()
+            shutil.rmtree(stale) if is_folder else stale.unlink(missing_ok=True)
         write_json(self.path / INPUTS, inputs)
 
     def set_aside(self) -> Path:
@@ -149,6 +152,7 @@ class Entry:
         number = 1
         while (target := self.path.with_name(f"{self.key}.corrupt-{number}")).exists():
             number += 1
+        failpoints.hit("set_aside")
         os.replace(self.path, target)
         return target
 
@@ -160,14 +164,24 @@ class Entry:
             timing: wall-clock facts; they are kept apart from what is compared.
             facts: anything else that is known, such as the reason of a failure.
         """
+        failpoints.hit("commit")
         shutil.rmtree(self.checkpoints, ignore_errors=True)
         files = sorted(path for path in self.path.rglob("*") if path.is_file() and path.name != DONE)
+        self._sync(files)
         listed = {
             path.relative_to(self.path).as_posix(): {"sha256": sha256_file(path), "bytes": path.stat().st_size}
             for path in files
         }
         done = {"format": FORMAT, "key": self.key, "status": status, **facts, "files": listed, "timing": timing}
+        failpoints.hit("done")
         write_json(self.path / DONE, done)
+
+    def _sync(self, files: list[Path]) -> None:
+        """Make durable what libraries wrote: after a power loss DONE.json must not stand beside files that do not."""
+        for path in files:
+            sync_file(path)
+        for folder in {path.parent for path in files}:
+            sync_folder(folder)
 
 
 class Clock:
