@@ -33,7 +33,9 @@ def execute(store: Store, job: dict[str, Any], hooks: Hooks) -> dict[str, Any]:
     with entry.locked():
         done = entry.done()
         if done is not None and done["status"] != "failed":
-            return done
+            if entry.is_whole():
+                return done
+            entry.set_aside()
         for need in job["needs"]:
             _verify(store, need)
         entry.begin(job["inputs"])

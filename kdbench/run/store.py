@@ -26,6 +26,7 @@ from kdbench.files import TEMPORARY, atomic_write, read_json, sha256_file, sync_
 KINDS = ("tokenizers", "texts", "models", "teacher_texts", "teacher_cache", "tasks", "cells", "choices")
 DONE, INPUTS, CHECKPOINTS = "DONE.json", "inputs.json", "ckpt"
 FORMAT = 1
+STATUSES = ("ok", "diverged", "failed")
 
 
 class Busy(StoreError):
@@ -84,11 +85,16 @@ class Entry:
         path = self.path / DONE
         try:
             done = read_json(path)
-            whole = done["format"] == FORMAT and done["key"] == self.key and isinstance(done["status"], str)
-            whole = whole and all((self.path / n).stat().st_size == f["bytes"] for n, f in done["files"].items())
-        except (StoreError, OSError, KeyError, TypeError, AttributeError):
+            whole = done["format"] == FORMAT and done["key"] == self.key and done["status"] in STATUSES
+            whole = whole and all(self._is_there(name, listed) for name, listed in done["files"].items())
+        except (StoreError, OSError, KeyError, TypeError, ValueError, AttributeError):
             return None
         return done if whole else None
+
+    def _is_there(self, name: str, listed: dict[str, Any]) -> bool:
+        """Whether a file that DONE.json lists lies inside the entry, with its size."""
+        inside = not os.path.isabs(name) and ".." not in name.split("/")
+        return inside and isinstance(listed["sha256"], str) and (self.path / name).stat().st_size == listed["bytes"]
 
     def verified(self) -> dict[str, Any]:
         """Return DONE.json after checking the sha256 of every file.
@@ -105,6 +111,13 @@ class Entry:
                     f"{self.path / name} is damaged (its sha256 differs from DONE.json); run its suite again"
                 )
         return done
+
+    def is_whole(self, except_in: str | None = None) -> bool:
+        """Whether the entry is complete and every file's sha256 is right; the folder `except_in` is not read."""
+        done = self.done()
+        listed = {} if done is None else done["files"]
+        read = (name for name in listed if name.split("/")[0] != except_in)
+        return done is not None and all(sha256_file(self.path / name) == listed[name]["sha256"] for name in read)
 
     def state(self) -> str:
         """Return `new`, `unfinished`, `damaged`, or the status in DONE.json: `ok`, `diverged`, `failed`."""
