@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
 
-.PHONY: quickstart install test reference bench calibration lock schema
+.PHONY: quickstart install test faults reference bench calibration lock schema
 
 quickstart: install  ## install, run the quickstart suite, print the verdict
 	$(BIN)/kdbench run suites/quickstart.yaml
@@ -16,6 +16,9 @@ test: $(VENV)/.installed-test  ## install with the test extra, check the style, 
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+faults: $(VENV)/.installed-test  ## run every test of the matrix of faults and print the table; WRITE=--write keeps it
+	$(BIN)/python -m tests.faults -n 2 --dist loadfile $(WRITE)
 
 reference: $(VENV)/.installed-reference  ## compare with trl, liger-kernel, torchtune and torchdistill (Linux)
 	$(BIN)/python -m pytest tests/reference -rs

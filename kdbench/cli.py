@@ -13,12 +13,14 @@ from typing import Any
 
 import click
 
+from kdbench import failpoints
 from kdbench.cli_cache import cache
 from kdbench.cli_diff import diff
 from kdbench.cli_examine import examine
 from kdbench.cli_objectives import check, objectives
 from kdbench.cli_profile import profile
 from kdbench.cli_report import cite, report
+from kdbench.cli_store import gc, show_verified
 from kdbench.errors import ConfigError, PartialError
 from kdbench.options import (
     echo_json,
@@ -38,6 +40,7 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    errors_end_well(failpoints.arm_from_environment)()
 
 
 main.add_command(objectives)
@@ -48,6 +51,7 @@ main.add_command(cache)
 main.add_command(report)
 main.add_command(cite)
 main.add_command(diff)
+main.add_command(gc)
 
 
 def _load_suite(path: Path, overrides: tuple[str, ...]) -> Any:
@@ -212,11 +216,18 @@ def _sync_all(store: Any, suite: str | None) -> None:
 
 
 @main.command()
+@click.option("--store", "whole_store", is_flag=True, help="Verify every file of every result instead.")
 @results_option
 @json_option
 @errors_end_well
-def doctor(results_dir, as_json) -> None:
-    """Show devices, versions, off-line flags and disk, and what would be in the way of a run."""
+def doctor(whole_store, results_dir, as_json) -> None:
+    """Show devices, versions, off-line flags and disk, and what would be in the way of a run.
+
+    With --store: read every stored file and compare it with its sha256; what is damaged is named, exit code 4.
+    """
+    if whole_store:
+        show_verified(results_dir, as_json)
+        return
     from kdbench.run import doctor as diagnosis
 
     found = diagnosis.examine(results_dir)

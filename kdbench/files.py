@@ -12,6 +12,7 @@ import secrets
 from pathlib import Path
 from typing import Any
 
+from kdbench import failpoints
 from kdbench.errors import StoreError
 
 TEMPORARY = ".tmp-"
@@ -27,11 +28,14 @@ def atomic_write(path: Path, data: bytes | str) -> None:
     temporary = path.parent / f"{TEMPORARY}{os.getpid()}-{secrets.token_hex(4)}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        failpoints.hit("write")
         with open(temporary, "wb") as file:
             file.write(payload)
             file.flush()
             os.fsync(file.fileno())
+        failpoints.hit("synced")
         os.replace(temporary, path)
+        failpoints.hit("replaced")
         sync_folder(path.parent)
     except OSError as error:
         temporary.unlink(missing_ok=True) if temporary.parent.is_dir() else None
@@ -62,6 +66,19 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sync_file(path: Path) -> None:
+    """Make the bytes of a file that a library wrote durable.
+
+    Raises:
+        StoreError: when they cannot be.
+    """
+    try:
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise StoreError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def sha256_file(path: Path) -> str:

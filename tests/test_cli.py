@@ -46,6 +46,7 @@ def change(suite_file, old, new):
         ("device: cpu", "device: tpu", ["device"]),
     ],
 )
+@pytest.mark.fault("H1", "wrong values in a suite")
 def test_a_wrong_suite_is_one_clear_error(suite_file, tmp_path, old, new, messages):
     change(suite_file, old, new)
     result = call("run", suite_file, "--results-dir", tmp_path / "r", "--no-mlflow")
@@ -55,6 +56,7 @@ def test_a_wrong_suite_is_one_clear_error(suite_file, tmp_path, old, new, messag
     assert "Traceback" not in result.output and not (tmp_path / "r").exists()
 
 
+@pytest.mark.fault("H1", "many errors at once")
 def test_all_errors_of_a_suite_are_reported_at_once(suite_file):
     change(suite_file, "steps: 12", "stepz: 12")
     change(suite_file, "[sft, kl, atkd]", "[sft, klx, atkd]")
@@ -82,6 +84,7 @@ def test_a_file_that_is_no_suite_is_refused(tmp_path, content):
     assert result.exit_code == 2 and result.stderr.startswith("error: ") and "Traceback" not in result.output
 
 
+@pytest.mark.fault("H2", "a YAML bomb, from the command line")
 def test_a_yaml_bomb_is_refused_in_bounded_time(tmp_path):
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 10)]
@@ -91,6 +94,7 @@ def test_a_yaml_bomb_is_refused_in_bounded_time(tmp_path):
     assert result.exit_code == 2 and "aliases" in result.stderr
 
 
+@pytest.mark.fault("C3", "a run that cannot write stops before training")
 def test_a_results_folder_that_cannot_be_written_stops_before_training(suite_file, tmp_path):
     (tmp_path / "r").write_text("a file")
     result = call("run", suite_file, "--results-dir", tmp_path / "r", "--no-mlflow")
@@ -107,6 +111,7 @@ def test_a_missing_model_folder_is_named(suite_file, tmp_path):
     assert result.exit_code == 2 and "models.small" in result.stderr and "config.json" in result.stderr
 
 
+@pytest.mark.fault("H6", "a folder of pickled weights")
 def test_pickled_weights_are_refused(suite_file, tmp_path):
     folder = tmp_path / "pickled"
     folder.mkdir()
@@ -121,6 +126,7 @@ def test_pickled_weights_are_refused(suite_file, tmp_path):
     assert result.exit_code == 2 and "safetensors" in result.stderr
 
 
+@pytest.mark.fault("E8", "refused before training")
 def test_a_model_of_another_vocabulary_is_refused_before_training(suite_file, tmp_path):
     from kdbench.distill import models
 
@@ -167,6 +173,7 @@ def test_a_misspelt_command_is_met_with_a_suggestion():
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs a POSIX shell")
+@pytest.mark.fault("I6", "stdout closed by its reader")
 def test_a_closed_pipe_is_no_error():
     import subprocess
     import sys

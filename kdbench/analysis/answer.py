@@ -16,7 +16,7 @@ from kdbench.errors import ConfigError, did_you_mean
 from kdbench.files import atomic_write, write_json
 from kdbench.run.store import Store
 from kdbench.run.tuning_words import in_words as tuning_in_words
-from kdbench.suite.examination import names
+from kdbench.suite import examination
 from kdbench.suite.matrix import title
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def answer(
 ) -> Comparison:
     """Compare arms of a suite that is open; arguments and errors as for `ask`. `read` gives the scores of a metric."""
     question = results.plan["suite"]["compare"]
-    name, tasks = _metric(metric, question["tasks"], names(results.plan["suite"]["examine"]))
+    name, tasks = _metric(metric, question["tasks"], examination.names(results.plan["suite"]["examine"]))
     everything = read(results, name)
     scores = everything if objectives or baseline else equal_time.apart(everything, results.plan)
     options: dict[str, Any] = {"tasks": tasks, "alpha": question["alpha"], "margin": question["margin"]}

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kdbench import failpoints
 from kdbench.errors import StoreError
 from kdbench.files import atomic_write, read_json, sha256_file, write_json
 
@@ -42,10 +43,12 @@ def save(folder: Path, state: State) -> None:
     from safetensors.torch import save as to_bytes
 
     path = folder / f"step-{state.step:08d}.safetensors"
+    failpoints.hit("checkpoint")
     atomic_write(path, to_bytes({name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}))
     facts = {"step": state.step, "sha256": sha256_file(path), "history": state.history, "kept": state.kept}
     write_json(path.with_suffix(".json"), facts)
     for marker in _markers(folder)[KEPT:]:
+        failpoints.hit("prune")
         marker.unlink(missing_ok=True)
         marker.with_suffix(".safetensors").unlink(missing_ok=True)
 

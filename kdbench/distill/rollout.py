@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kdbench import failpoints
 from kdbench.api import Sampling
 from kdbench.distill.data import Blocks
 from kdbench.divergences import NEG_INF, log_mixture
@@ -74,6 +75,7 @@ def write(
     writer = writers.teacher if sampling.by == "teacher" else writers.student
     assert writer is not None
     device = next(writer.parameters()).device
+    failpoints.hit("rollout")
     padded = torch.full((len(given), width), limits.pad)
     attention = torch.zeros_like(padded)
     for row, prompt in enumerate(given):

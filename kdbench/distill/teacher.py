@@ -23,6 +23,7 @@ import numpy
 import torch
 from torch import Tensor, nn
 
+from kdbench import failpoints
 from kdbench.api import Dist
 from kdbench.distill.data import Blocks
 from kdbench.distill.layouts import LOGIT_ROWS, Layout, cut, keep, token_numbers, unpack
@@ -256,6 +257,7 @@ def write_shards(
         entry = manifest["shards"].get(str(number))
         if entry is None or not path.is_file() or sha256_file(path) != entry:
             chosen = blocks.select(torch.arange(number * SHARD_ROWS, min((number + 1) * SHARD_ROWS, len(blocks))))
+            failpoints.hit("shard")
             atomic_write(path, save(make(number, chosen)))
             manifest["shards"][str(number)] = sha256_file(path)
             write_json(folder / "manifest.json", manifest)

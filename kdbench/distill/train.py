@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kdbench import failpoints
 from kdbench.api import LossParts, Measured, Objective, Step, Tokens
 from kdbench.distill import checkpoint
 from kdbench.distill.data import Blocks
@@ -155,6 +156,7 @@ def train(
         record, state.kept = learner.step(objective, Step(index, plan.steps, state.kept), state.history)
         state.history.append(record)
         on_step(record)
+        failpoints.hit("step")
         code = should_stop()
         if code or (index + 1) % plan.checkpoint_steps == 0 or index + 1 == plan.steps:
             state.step, state.tensors = index + 1, checkpoint.pack(model, optimizer) | source.pack()

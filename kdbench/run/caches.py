@@ -130,10 +130,10 @@ def _parameters(store: Store, model: Any) -> str:
 def _busy(store: Store, key: str, uses: Iterable[_Use]) -> bool:
     """Whether a process writes the cache, or trains a cell that reads it."""
     cells = {use.cell for use in uses if str(use.cell).isalnum()}
-    return _held(Entry(store.root / KIND / key)) or any(_held(store.entry("cells", cell)) for cell in cells)
+    return held(Entry(store.root / KIND / key)) or any(held(store.entry("cells", cell)) for cell in cells)
 
 
-def _held(entry: Entry) -> bool:
+def held(entry: Entry) -> bool:
     """Whether another process holds an entry's lock. Makes no lock file, so that looking writes nothing."""
     if not entry.lock_path.exists():
         return False
@@ -170,21 +170,24 @@ def verify(store: Store) -> list[dict[str, Any]]:
 def _verify(entry: Entry) -> dict[str, Any]:
     row: dict[str, Any] = {"key": entry.key, "state": entry.state(), "damaged": [], "set_aside": None}
     if row["state"] in ("ok", "damaged"):
-        row["damaged"] = _damaged(entry)
+        row["damaged"] = damaged_files(entry)
     if row["damaged"]:
         row |= {"state": "damaged", "set_aside": entry.set_aside().name}
     return row
 
 
-def _damaged(entry: Entry) -> list[str]:
+def damaged_files(entry: Entry) -> list[str]:
     """Return the files that are missing or differ from DONE.json; DONE.json itself where it cannot be read."""
     files = _json(entry.path / DONE).get("files")
     if not isinstance(files, dict):
         return [DONE]
     found = []
     for name, expected in files.items():
-        path = entry.path / name
-        if not path.is_file() or sha256_file(path) != expected.get("sha256"):
+        try:
+            whole = sha256_file(entry.path / name) == expected["sha256"]
+        except (OSError, ValueError, TypeError, KeyError):  # it is not there, or DONE.json holds nonsense
+            whole = False
+        if not whole:
             found.append(name)
     return found or ([] if entry.done() else [DONE])
 

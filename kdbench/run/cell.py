@@ -5,6 +5,8 @@ Whoever holds the lock makes it, from where it stands; everyone may try.
 
 from __future__ import annotations
 
+import errno
+import re
 from functools import lru_cache
 from typing import Any
 
@@ -12,6 +14,9 @@ from kdbench.errors import ConfigError, Diverged, Interrupted, StoreError
 from kdbench.run.makers import MAKERS
 from kdbench.run.store import Clock, Store
 from kdbench.run.work import Hooks, Work
+
+# The disk is full, over quota, read-only or broken, or the file is larger than is allowed.
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
 
 
 def execute(store: Store, job: dict[str, Any], hooks: Hooks) -> dict[str, Any]:
@@ -28,7 +33,9 @@ def execute(store: Store, job: dict[str, Any], hooks: Hooks) -> dict[str, Any]:
     with entry.locked():
         done = entry.done()
         if done is not None and done["status"] != "failed":
-            return done
+            if entry.is_whole():
+                return done
+            entry.set_aside()
         for need in job["needs"]:
             _verify(store, need)
         entry.begin(job["inputs"])
@@ -41,10 +48,21 @@ def execute(store: Store, job: dict[str, Any], hooks: Hooks) -> dict[str, Any]:
             entry.commit("diverged", clock.facts(), reason=str(error), step=error.step)
         except (ConfigError, StoreError, Interrupted):
             raise
-        except Exception as error:  # a failure of one cell is its result, not the end of the matrix
+        except Exception as error:
+            if _is_of_the_disk(error):  # no result of this cell: what it has saved stays, and the next run goes on
+                raise StoreError(f"cannot write {entry.path}: {error}; make room, then run its suite again") from error
+            # Any other failure of one cell is its result, not the end of the matrix.
             entry.commit("failed", clock.facts(), reason=f"{type(error).__name__}: {error}")
             raise
         return entry.done() or {}
+
+
+def _is_of_the_disk(error: Exception) -> bool:
+    """Whether the disk is full, read-only or broken; safetensors gives the number as text."""
+    if isinstance(error, OSError):
+        return error.errno in DISK
+    found = re.search(r"os error (\d+)", str(error))
+    return found is not None and int(found[1]) in DISK
 
 
 @lru_cache(maxsize=64)

@@ -14,6 +14,7 @@ from typing import Any
 import pandas
 import torch
 
+from kdbench import failpoints
 from kdbench.api import Sampling
 from kdbench.distill import accuracy, data, instructions, layouts, models, rollout, teacher, train
 from kdbench.errors import Interrupted
@@ -306,6 +307,7 @@ def _written(history: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _save_model(model: torch.nn.Module, tokenizer: Any, folder: Path) -> None:
+    failpoints.hit("weights")
     model.eval().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
@@ -316,6 +318,7 @@ def _examine(work: Work, model: torch.nn.Module, tokenizer: Any, guide: torch.nn
     folder = work.find("tasks", work.inputs["tasks"]).path
     paths = {name: folder / f"{name}.jsonl" for name in settings["tasks"]}
     work.hooks.stage("examining")
+    failpoints.hit("examine")
     with work.clock.part("examine_s"):
         metrics, items = {}, []
         if paths:

@@ -149,6 +149,7 @@ def plan(suite: Suite, base: Path, store: Store) -> Plan:
             cells.append(PlannedCell(cell, job, *_waits(cell)))
             continue
         state = store.entry("cells", job.key).state()
+        state = "damaged" if state in FINAL and job.id not in done else state
         cells.append(PlannedCell(cell, job, state, "" if state in FINAL else _why(state, job, before.get(_name(cell)))))
     return Plan(suite, planner, cells, done, tuned, timed)
 
@@ -161,8 +162,12 @@ def _waits(cell: Cell) -> tuple[str, str]:
 
 
 def _final(store: Store, job: Job) -> dict[str, Any] | None:
-    found = store.entry(job.kind, job.key).done()
-    return found if found and found["status"] in FINAL else None
+    entry = store.entry(job.kind, job.key)
+    found = entry.done()
+    if not found or found["status"] not in FINAL:
+        return None
+    # A cell's scores are read here, its weights by whoever loads them; an input's files by the worker that needs them.
+    return found if job.kind != "cells" or entry.is_whole(except_in="model") else None
 
 
 def _name(cell: Cell) -> str:

@@ -19,12 +19,14 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from kdbench import failpoints
 from kdbench.errors import StoreError
-from kdbench.files import TEMPORARY, atomic_write, read_json, sha256_file, write_json
+from kdbench.files import TEMPORARY, atomic_write, read_json, sha256_file, sync_file, sync_folder, write_json
 
 KINDS = ("tokenizers", "texts", "models", "teacher_texts", "teacher_cache", "tasks", "cells", "choices")
 DONE, INPUTS, CHECKPOINTS = "DONE.json", "inputs.json", "ckpt"
 FORMAT = 1
+STATUSES = ("ok", "diverged", "failed")
 
 
 class Busy(StoreError):
@@ -83,11 +85,16 @@ class Entry:
         path = self.path / DONE
         try:
             done = read_json(path)
-            whole = done["format"] == FORMAT and done["key"] == self.key and isinstance(done["status"], str)
-            whole = whole and all((self.path / n).stat().st_size == f["bytes"] for n, f in done["files"].items())
-        except (StoreError, OSError, KeyError, TypeError, AttributeError):
+            whole = done["format"] == FORMAT and done["key"] == self.key and done["status"] in STATUSES
+            whole = whole and all(self._is_there(name, listed) for name, listed in done["files"].items())
+        except (StoreError, OSError, KeyError, TypeError, ValueError, AttributeError):
             return None
         return done if whole else None
+
+    def _is_there(self, name: str, listed: dict[str, Any]) -> bool:
+        """Whether a file that DONE.json lists lies inside the entry, with its size."""
+        inside = not os.path.isabs(name) and ".." not in name.split("/")
+        return inside and isinstance(listed["sha256"], str) and (self.path / name).stat().st_size == listed["bytes"]
 
     def verified(self) -> dict[str, Any]:
         """Return DONE.json after checking the sha256 of every file.
@@ -104,6 +111,13 @@ class Entry:
                     f"{self.path / name} is damaged (its sha256 differs from DONE.json); run its suite again"
                 )
         return done
+
+    def is_whole(self, except_in: str | None = None) -> bool:
+        """Whether the entry is complete and every file's sha256 is right; the folder `except_in` is not read."""
+        done = self.done()
+        listed = {} if done is None else done["files"]
+        read = (name for name in listed if name.split("/")[0] != except_in)
+        return done is not None and all(sha256_file(self.path / name) == listed[name]["sha256"] for name in read)
 
     def state(self) -> str:
         """Return `new`, `unfinished`, `damaged`, or the status in DONE.json: `ok`, `diverged`, `failed`."""
@@ -135,13 +149,15 @@ class Entry:
     def begin(self, inputs: dict[str, Any]) -> None:
         """Prepare for writing, under the lock: set damaged or failed leavings aside, write down what is made."""
         state = self.state()
+        failpoints.hit("begin")
         if state == "damaged":
             self.set_aside()
         elif state == "failed":
             (self.path / DONE).unlink()
         self.path.mkdir(parents=True, exist_ok=True)
         for stale in self.path.rglob(f"{TEMPORARY}*"):
-            shutil.rmtree(stale) if stale.is_dir() else stale.unlink(missing_ok=True)
+            is_folder = stale.is_dir() and not stale.is_symlink()
+            shutil.rmtree(stale) if is_folder else stale.unlink(missing_ok=True)
         write_json(self.path / INPUTS, inputs)
 
     def set_aside(self) -> Path:
@@ -149,6 +165,7 @@ class Entry:
         number = 1
         while (target := self.path.with_name(f"{self.key}.corrupt-{number}")).exists():
             number += 1
+        failpoints.hit("set_aside")
         os.replace(self.path, target)
         return target
 
@@ -160,14 +177,24 @@ class Entry:
             timing: wall-clock facts; they are kept apart from what is compared.
             facts: anything else that is known, such as the reason of a failure.
         """
+        failpoints.hit("commit")
         shutil.rmtree(self.checkpoints, ignore_errors=True)
         files = sorted(path for path in self.path.rglob("*") if path.is_file() and path.name != DONE)
+        self._sync(files)
         listed = {
             path.relative_to(self.path).as_posix(): {"sha256": sha256_file(path), "bytes": path.stat().st_size}
             for path in files
         }
         done = {"format": FORMAT, "key": self.key, "status": status, **facts, "files": listed, "timing": timing}
+        failpoints.hit("done")
         write_json(self.path / DONE, done)
+
+    def _sync(self, files: list[Path]) -> None:
+        """Make durable what libraries wrote: after a power loss DONE.json must not stand beside files that do not."""
+        for path in files:
+            sync_file(path)
+        for folder in {path.parent for path in files}:
+            sync_folder(folder)
 
 
 class Clock:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
+from kdbench import failpoints
 from kdbench.files import read_json
 from kdbench.run.store import Store
 from kdbench.run.tuning_words import in_words
@@ -78,6 +79,7 @@ def create_database(store: Store) -> None:
         temporary.unlink(missing_ok=True)
         made = SqlAlchemyStore(f"sqlite:///{temporary}", str(store.root.resolve() / "mlartifacts"))
         made.engine.dispose()
+        failpoints.hit("database")
         os.replace(temporary, path)
 
 
@@ -200,6 +202,7 @@ class Mirror:
         """Bring a cell's run to its committed state: curves, scores, cost, artefacts, status."""
         from mlflow.entities import Metric, RunTag
 
+        failpoints.hit("export")
         timing = done["timing"]
         started = int(timing["started_at"] * 1000)
         run_id = self.cell_run(cell, parent, started)

@@ -16,6 +16,8 @@ import traceback
 from pathlib import Path
 from typing import Any, TextIO
 
+from kdbench import failpoints
+
 
 class Link:
     """The worker's end of the pipe."""
@@ -44,6 +46,7 @@ class Link:
 def main() -> None:
     """Serve jobs until stdin closes. argv: one JSON object with store, threads, objective folders."""
     settings = json.loads(sys.argv[1])
+    failpoints.arm_from_environment()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides; it tells us to stop
     outward = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)

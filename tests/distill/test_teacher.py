@@ -305,6 +305,7 @@ print(found.get("Rss:", 0), found.get("Shared_Clean:", 0), found.get("Private_Di
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/smaps"), reason="needs Linux")
+@pytest.mark.fault("D7", "two readers share a shard's pages")
 def test_two_processes_that_read_a_shard_share_its_pages(tmp_path):
     """As the kernel counts: all that is resident of the file is shared, and nothing of it is a private copy."""
     path = tmp_path / "shard-000000.safetensors"

@@ -53,6 +53,7 @@ def weights(model):
 
 @pytest.mark.parametrize("spec", EVERY)
 @pytest.mark.parametrize("micro", [1, 2, 4, 8])
+@pytest.mark.fault("E7", "micro-batches of any size")
 def test_micro_batches_give_the_gradient_of_the_whole_batch(spec, micro, student, teacher_model, blocks):
     batch = batch_of(blocks, live(teacher_model, blocks))
     found = []
@@ -65,6 +66,7 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(spec, micro, student
 
 
 @pytest.mark.parametrize("spec", EVERY)
+@pytest.mark.fault("G6", "a training from the cache and from the live teacher")
 def test_cached_and_live_teachers_give_the_same_training(spec, teacher_model, blocks, tmp_path):
     """Stated tolerance: weights within 1e-5 after eight steps; the forward passes differ in batch size alone."""
     one, two = tiny(0), tiny(0)
@@ -153,6 +155,7 @@ def test_micro_batches_change_nothing_of_a_training_on_written_text(spec, teache
     assert torch.allclose(weights(whole), weights(cut), atol=2e-3)
 
 
+@pytest.mark.fault("E6", "EOS at once")
 def test_a_student_that_writes_nothing_is_left_as_it_is(teacher_model, blocks, tmp_path):
     """Every completion is empty: no token, so no loss, no gradient and no step, and nothing breaks."""
     full = Limits(prompt_tokens=LENGTH, new_tokens=4, length=LENGTH, eos=0, pad=1, vocabulary=VOCABULARY)
@@ -178,6 +181,7 @@ def test_what_is_written_and_what_an_objective_keeps_is_logged(teacher_model, bl
 
 
 @pytest.mark.parametrize("interval", [1, 7, 100])
+@pytest.mark.fault("G5", "intervals 1, 7, 100")
 def test_the_checkpoint_interval_changes_nothing(interval, teacher_model, blocks, tmp_path):
     one, two = tiny(0), tiny(0)
     learn(one, "kl", blocks, live(teacher_model, blocks), tmp_path / "a")
@@ -186,6 +190,7 @@ def test_the_checkpoint_interval_changes_nothing(interval, teacher_model, blocks
     assert torch.equal(weights(one), weights(two))
 
 
+@pytest.mark.fault("G3", "dropout")
 def test_dropout_is_drawn_from_the_step_and_leaves_the_global_rng_alone(blocks, tmp_path):
     config = models.architecture_config(
         {"architecture": "opt", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "dropout": 0.5},
@@ -204,6 +209,8 @@ def test_dropout_is_drawn_from_the_step_and_leaves_the_global_rng_alone(blocks, 
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "no marker"])
+@pytest.mark.fault("C4", "the newest checkpoint cut, flipped or without its marker")
+@pytest.mark.fault("A9", "the newest checkpoint lost")
 def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_taken(damage, blocks, tmp_path):
     whole = tiny(0)
     learn(whole, "sft", blocks, None, tmp_path / "a")
@@ -245,6 +252,7 @@ class Broken(Objective):
 CALLS: list[int] = []
 
 
+@pytest.mark.fault("E1", "NaN in a step: not applied")
 def test_a_loss_that_is_not_finite_ends_as_diverged_and_is_not_applied(blocks, tmp_path):
     CALLS.clear()
     model = tiny(0)
@@ -299,6 +307,7 @@ def test_a_padded_vocabulary_is_cut_and_a_small_one_refused(student):
         models.head(student, VOCABULARY + 1)
 
 
+@pytest.mark.fault("A7", "an end between two shards: only the missing one is made")
 def test_a_cache_goes_on_after_its_last_whole_shard(teacher_model, blocks, tmp_path, monkeypatch):
     from kdbench.distill import teacher
 

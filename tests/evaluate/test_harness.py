@@ -84,6 +84,7 @@ def test_a_pair_scores_one_exactly_when_the_model_finds_the_true_sentence_likeli
         assert item["score"] == float(totals[row["label"]] > totals[1 - row["label"]])
 
 
+@pytest.mark.fault("G3", "lm-eval")
 def test_examining_again_gives_the_same_and_leaves_every_state(model, tokenizer, small_tasks):
     import numpy
     import torch
@@ -151,6 +152,7 @@ def test_a_rewritten_rows_file_and_a_changed_tokenizer_are_noticed(model, tokeni
     assert after != examine(model, changed, {"swap": path}, batch_size=16)
 
 
+@pytest.mark.fault("E11", "a model whose scores are NaN")
 def test_a_model_that_is_not_finite_is_refused_instead_of_scored(model, tokenizer, small_tasks):
     model.model.decoder.final_layer_norm.weight.data.fill_(float("nan"))
     with pytest.raises(KdbenchError, match="'swap': expected finite log-likelihoods, found others in 60 of 60 items"):

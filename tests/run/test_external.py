@@ -189,6 +189,7 @@ def test_a_tokenizer_of_the_same_size_with_other_entries_is_refused(elsewhere, t
         check_tokenizer(tmp_path, ours)
 
 
+@pytest.mark.fault("H6", "pickles beside a model")
 def test_checkpoints_and_pickles_beside_a_model_are_not_taken_into_the_store(tmp_path):
     from kdbench.run.makers import _not_the_model
 

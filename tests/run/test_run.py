@@ -158,6 +158,15 @@ class Program:
         raise AssertionError("workers outlive their parent")
 
 
+@pytest.mark.fault("A4", "SIGKILL of the parent: no worker outlives it, the next run ends with the same bytes")
+@pytest.mark.fault("A5", "SIGKILL of a worker: its job is tried again")
+@pytest.mark.fault("B1", "SIGTERM in a run: saved, exit 143, the same bytes in the end")
+@pytest.mark.fault("B2", "SIGINT in a run: saved, exit 130, the same bytes in the end")
+@pytest.mark.fault("F4", "a worker killed without a word of ours: said, and tried again")
+@pytest.mark.fault("G2", "one worker against two")
+@pytest.mark.fault("G4", "with MLflow against without")
+@pytest.mark.fault("G7", "another PYTHONHASHSEED")
+@pytest.mark.fault("C10", "a results folder with a space and an accent")
 def test_a_run_that_is_stopped_terminated_and_killed_ends_with_the_same_bytes(world, tmp_path):
     """SIGINT, then SIGTERM, then a dead worker, then SIGKILL of the parent, each in the middle; then to the end."""
     _, suite, results, _ = world
@@ -180,6 +189,7 @@ def test_a_run_that_is_stopped_terminated_and_killed_ends_with_the_same_bytes(wo
 @pytest.mark.slow
 @pytest.mark.parametrize("jobs", [1, 3, 5, 7, 9, 11, 13, 15, 17, 19])
 @pytest.mark.parametrize("delay", [0.0, 0.2, 0.5])
+@pytest.mark.fault("A1", "SIGKILL after the n-th job and a moment")
 def test_a_run_killed_anywhere_ends_with_the_same_bytes(world, tmp_path, jobs, delay):
     _, suite, results, _ = world
     program = Program(suite, tmp_path / "r", workers=2).until(jobs)
@@ -196,6 +206,7 @@ WRITTEN = (
 )
 
 
+@pytest.mark.fault("A1", "SIGKILL twice at random moments while cells write text, reuse it and keep a buffer")
 def test_cells_that_write_text_end_with_the_same_bytes_when_killed_at_random_moments(world, tmp_path):
     """SIGKILL of the parent, twice, while cells with rollouts, a reused batch, a replay buffer and a state train."""
     _, suite, _, _ = world
@@ -213,6 +224,8 @@ def test_cells_that_write_text_end_with_the_same_bytes_when_killed_at_random_mom
     assert products(target) == products(plain) and len(products(plain)) > 20
 
 
+@pytest.mark.fault("D1", "two runs of one suite")
+@pytest.mark.fault("D6", "two runs that need one teacher cache")
 def test_two_runs_at_once_make_each_cell_once(world, tmp_path):
     _, suite, results, _ = world
     target = tmp_path / "r"
@@ -225,6 +238,7 @@ def test_two_runs_at_once_make_each_cell_once(world, tmp_path):
     assert not list(target.rglob("*.corrupt*"))
 
 
+@pytest.mark.fault("C5", "a bit of the scores: never shown")
 def test_a_flipped_bit_in_scores_is_never_shown(world, tmp_path):
     _, _, results, _ = world
     target = tmp_path / "r"
@@ -233,6 +247,7 @@ def test_a_flipped_bit_in_scores_is_never_shown(world, tmp_path):
     assert "damaged" in call("compare", "--results-dir", target).stdout
 
 
+@pytest.mark.fault("C5", "a bit of a model that a cell needs: set aside, made again")
 def test_a_flipped_bit_in_a_model_is_said_set_aside_and_made_again(world, tmp_path):
     _, suite, results, _ = world
     target = tmp_path / "r"
@@ -288,6 +303,7 @@ def test_a_saved_student_is_an_ordinary_folder_and_plain_lm_eval_agrees(world, t
         assert dict(zip(mine["item"], mine["score"], strict=True)) == theirs
 
 
+@pytest.mark.fault("E1", "an objective that gives NaN, in a run")
 def test_a_diverged_cell_is_a_result_and_not_a_gap(world, tmp_path):
     _, suite, _, _ = world
     plugin = tmp_path / "plugins" / "nan.py"

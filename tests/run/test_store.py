@@ -40,6 +40,7 @@ def test_an_entry_is_incomplete_until_done_is_written(entry):
 
 
 @pytest.mark.parametrize("name", ["x", "inputs.json"])
+@pytest.mark.fault("C5", "a bit of an entry's file")
 def test_a_flipped_bit_is_found_before_use(entry, name):
     commit(entry, x="hello")
     data = bytearray((entry.path / name).read_bytes())
@@ -50,6 +51,7 @@ def test_a_flipped_bit_is_found_before_use(entry, name):
 
 
 @pytest.mark.parametrize("damage", ["truncate", "delete", "done truncated", "done foreign key", "done is a list"])
+@pytest.mark.fault("C4", "a file or DONE.json cut, deleted or of another key")
 def test_what_is_not_whole_counts_as_damaged_and_is_set_aside(entry, damage):
     commit(entry, x="hello")
     done = entry.path / "DONE.json"
@@ -93,6 +95,8 @@ def test_temporary_files_of_a_killed_writer_are_removed_by_the_next(entry):
     assert not list(entry.path.glob(".tmp-*"))
 
 
+@pytest.mark.fault("D3", "SIGKILL of the holder: free at once")
+@pytest.mark.fault("D4", "the holder lives: refused")
 def test_a_lock_is_refused_while_held_and_free_at_once_when_its_holder_is_killed(entry):
     entry.begin({})
     code = (
@@ -112,12 +116,14 @@ def test_a_lock_is_refused_while_held_and_free_at_once_when_its_holder_is_killed
     holder.stdout.close()
 
 
+@pytest.mark.fault("E11", "refused when written")
 def test_numbers_that_are_not_finite_are_never_written(tmp_path):
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "x.json", {"a": float("nan")})
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.fault("C1", "a write that cannot be synced")
 def test_a_full_disk_is_one_clear_error_and_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "x"
     atomic_write(path, "old")
@@ -137,6 +143,7 @@ def test_a_results_folder_that_cannot_be_made_is_named(tmp_path):
         Store(tmp_path / "file" / "results").prepare()
 
 
+@pytest.mark.fault("C11", "a store under another name")
 def test_a_moved_store_reads_as_before(entry, tmp_path):
     commit(entry, x="hello")
     os.rename(tmp_path / "results", tmp_path / "élsewhere with space")

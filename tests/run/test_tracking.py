@@ -55,6 +55,7 @@ def test_cells_are_children_of_the_invocation_with_curves_scores_and_cost(world)
     assert {item.path for item in client.list_artifacts(parents[0].info.run_id)} >= {"report.html", "suite.json"}
 
 
+@pytest.mark.fault("I4", "exported twice")
 def test_a_second_sync_adds_nothing(world):
     _, _, results, _ = world
     before = snapshot(results)
@@ -62,6 +63,8 @@ def test_a_second_sync_adds_nothing(world):
     assert snapshot(results) == before
 
 
+@pytest.mark.fault("I4", "the database deleted")
+@pytest.mark.fault("C11", "a copy of the results, exported again")
 def test_a_deleted_database_is_made_anew_from_the_store(world, tmp_path):
     _, _, results, _ = world
     target = tmp_path / "moved"
@@ -73,6 +76,7 @@ def test_a_deleted_database_is_made_anew_from_the_store(world, tmp_path):
     assert {k: v for k, v in points.items()} == {k: v for k, v in snapshot(results)[1].items()}
 
 
+@pytest.mark.fault("I4", "the database broken while a run goes on")
 def test_a_broken_mlflow_never_stops_a_run(world, tmp_path):
     _, suite, results, _ = world
     target = tmp_path / "r"
@@ -87,6 +91,7 @@ def test_a_broken_mlflow_never_stops_a_run(world, tmp_path):
 
 
 @pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.fault("D8", "several processes open a new database")
 def test_several_processes_may_open_a_new_database_at_once(tmp_path, count):
     Store(tmp_path).prepare()
     code = (

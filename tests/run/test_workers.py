@@ -42,6 +42,7 @@ def test_a_signal_while_a_job_is_being_sent_is_passed_on_afterwards(tmp_path):
     assert pipe.sent == [{"kind": "cells"}, {"stop": 143}]
 
 
+@pytest.mark.fault("B2", "a second SIGINT: at once")
 def test_a_second_signal_ends_the_workers_at_once(tmp_path):
     from kdbench.run.store import Store
 

@@ -108,6 +108,7 @@ def test_values_mean_what_a_reader_expects(file, text, value):
         ("b: 1\na: \x01\n", ":2: not valid YAML"),
     ],
 )
+@pytest.mark.fault("H2", "tags and what else YAML can hide")
 def test_what_a_suite_may_not_hold_is_refused_with_its_place(file, text, message):
     with pytest.raises(ConfigError) as error:
         parse(file(text))
@@ -141,6 +142,7 @@ def test_a_wrong_path_is_refused_with_the_nearest_file_of_its_folder(file, tmp_p
     ],
     ids=["alias bomb", "alias of itself", "too deep", "too many", "too large"],
 )
+@pytest.mark.fault("H2", "bombs and depths")
 def test_a_hostile_file_is_refused_in_seconds(file, text):
     path, start = file(text), time.monotonic()
     with pytest.raises(ConfigError, match="expected at most"):
@@ -249,6 +251,7 @@ def test_an_override_reaches_keys_with_dots_and_owns_the_sections_it_makes(file)
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=st.one_of(st.text(max_size=60), st.text(alphabet="ab:-[]{}&*!|>'\"#\n 01.,", max_size=80)))
+@pytest.mark.fault("H1", "any text (Hypothesis)")
 def test_any_text_gives_a_suite_s_data_or_one_clear_error(tmp_path, text):
     path = tmp_path / "fuzz.yaml"
     path.write_text(text, encoding="utf-8")
@@ -266,6 +269,7 @@ TOKENS = [
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=st.lists(st.sampled_from(TOKENS), max_size=25).map("".join))
+@pytest.mark.fault("H1", "any text that looks like YAML (Hypothesis)")
 def test_any_yaml_like_text_gives_data_or_one_clear_error(tmp_path, text):
     path = tmp_path / "fuzz.yaml"
     path.write_text(text, encoding="utf-8")

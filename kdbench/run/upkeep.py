@@ -1,0 +1,211 @@
+"""A whole store looked after: every entry verified; what is ours, unlocked and superseded found, and removed.
+
+Superseded is what no suite's last plan leads to: not named in a plan.json, nor in the inputs of an entry that is. Where
+a plan cannot be read, or there is none, nothing counts as superseded. Symlinks are never followed; what kdbench did not
+write stays.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from kdbench import failpoints
+from kdbench.errors import StoreError
+from kdbench.files import read_json
+from kdbench.run.caches import GONE, NAME, damaged_files, held
+from kdbench.run.store import DONE, INPUTS, KINDS, STATUSES, Busy, Entry, Store
+
+IN_USE = "in use"
+TEMPORARY_NAME = re.compile(r"\.tmp-(?:probe-|mlflow-)?(\d+)(?:-[0-9a-f]{8})?(?:\.db(?:-journal|-wal|-shm)?)?")
+STALE_S = 600.0  # a temporary file lives for seconds; a younger one may be another host's
+
+
+@dataclass(frozen=True)
+class Checked:
+    """One entry that was verified.
+
+    Attributes:
+        state: `ok`, `diverged`, `failed`; `unfinished`, `damaged`; or `in use` while a process makes it.
+        damaged: names of the files that are missing or differ from DONE.json.
+    """
+
+    kind: str
+    key: str
+    state: str
+    bytes_: int
+    damaged: tuple[str, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain data."""
+        found = asdict(self)
+        return {"bytes": found.pop("bytes_"), **found, "damaged": list(self.damaged)}
+
+
+@dataclass(frozen=True)
+class Waste:
+    """What may go: a path inside the store, its bytes, and why."""
+
+    path: Path
+    bytes_: int
+    why: str
+
+
+def verify(store: Store) -> list[Checked]:
+    """Check every file of every complete entry against its sha256. Writes nothing, sets nothing aside."""
+    return [_check(kind, Entry(folder)) for kind, folder in _folders(store) if "." not in folder.name]
+
+
+def _check(kind: str, entry: Entry) -> Checked:
+    state = IN_USE if held(entry) else entry.state()
+    state = "unfinished" if state == "new" else state  # its folder is there, its inputs are not yet
+    damaged: tuple[str, ...] = ()
+    if state == "damaged" or state in STATUSES:
+        damaged = tuple(damaged_files(entry))
+        state = "damaged" if damaged else state
+    return Checked(kind, entry.key, state, size(entry.path), damaged)
+
+
+def waste(store: Store) -> list[Waste]:
+    """Return what `gc` would remove, largest first: entries set aside or superseded, leavings of killed processes."""
+    found = [Waste(path, size(path), why) for path, why in (*_entries(store), *_leavings(store))]
+    return sorted(found, key=lambda one: (-one.bytes_, one.path))
+
+
+def remove(store: Store, one: Waste) -> bool:
+    """Remove what `waste` has found, if it is still waste; return whether it was.
+
+    An entry loses its name first, under its lock, so that nobody takes up what is half gone.
+    """
+    folder = one.path
+    if folder.is_symlink():
+        return False
+    if folder.parent.parent != store.root or not NAME.fullmatch(folder.name):
+        if not folder.exists():
+            return False
+        shutil.rmtree(folder) if folder.is_dir() else folder.unlink(missing_ok=True)
+        return True
+    if "." in folder.name:  # set aside: nobody makes it, nobody reads it
+        shutil.rmtree(folder)
+        return True
+    try:
+        with Entry(folder).locked():
+            if folder not in {path for path, _ in _entries(store, held_by_us=folder)}:
+                return False
+            gone = folder.with_name(f"{GONE}{os.getpid()}-{folder.name}")
+            os.replace(folder, gone)
+            failpoints.hit("removed")
+            shutil.rmtree(gone)
+    except Busy:
+        return False
+    return True
+
+
+def size(path: Path) -> int:
+    """Return the bytes under a path; a file that vanishes meanwhile counts nothing, a symlink is not followed."""
+    total = 0
+    for one in (path, *path.rglob("*")):
+        try:
+            total += 0 if one.is_dir() else one.lstat().st_size
+        except OSError:
+            continue
+    return total
+
+
+def _folders(store: Store) -> Iterator[tuple[str, Path]]:
+    """Yield the kind and folder of every entry, those set aside among them."""
+    for kind in KINDS:
+        home = store.root / kind
+        if home.is_dir() and not home.is_symlink():
+            for path in sorted(home.iterdir()):
+                if NAME.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
+                    yield kind, path
+
+
+def _entries(store: Store, held_by_us: Path | None = None) -> Iterator[tuple[Path, str]]:
+    """Yield the entries that may go, and why."""
+    needed = _needed(store)
+    for _, folder in _folders(store):
+        if "." in folder.name:
+            yield folder, "damaged, and set aside"
+            continue
+        free = folder == held_by_us or not held(Entry(folder))
+        if needed is not None and folder.name not in needed and free and not _foreign(folder):
+            yield folder, "no suite's last plan needs it"
+
+
+def _needed(store: Store) -> set[str] | None:
+    """Return every word of every plan, and of the inputs of each entry so named; None where that cannot be known.
+
+    Keys are sought as words, not at known places, so that a plan of another version keeps what it names.
+    """
+    needed: set[str] = set()
+    paths = sorted((store.root / "suites").glob("*/plan.json"))
+    try:
+        for path in paths:
+            _words(read_json(path), needed)
+        return _followed(store, needed) if paths else None
+    except (StoreError, RecursionError):
+        return None
+
+
+def _followed(store: Store, needed: set[str]) -> set[str]:
+    """Add the words in the inputs of needed entries, until there are no new ones."""
+    inputs = {folder: folder / INPUTS for _, folder in _folders(store) if "." not in folder.name}
+    while reached := [folder for folder in inputs if folder.name in needed]:
+        for folder in reached:
+            path = inputs.pop(folder)
+            if path.exists():
+                _words(read_json(path), needed)
+    return needed
+
+
+def _words(value: Any, found: set[str]) -> None:
+    if isinstance(value, str):
+        found.add(value)
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            found.add(key)
+            _words(inner, found)
+    elif isinstance(value, list):
+        for inner in value:
+            _words(inner, found)
+
+
+def _foreign(folder: Path) -> bool:
+    """Whether a complete entry holds something that its DONE.json does not list."""
+    done = Entry(folder).done()
+    if done is None:
+        return False
+    present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_symlink() or path.is_file()}
+    return not present <= {*done["files"], DONE}
+
+
+def _leavings(store: Store) -> Iterator[tuple[Path, str]]:
+    """Yield temporary files of dead processes, and folders whose removal was cut off."""
+    places = [store.root, *(store.root / kind for kind in KINDS), *(store.root / "suites").glob("*")]
+    places += [folder for _, folder in _folders(store) if "." not in folder.name and not held(Entry(folder))]
+    for place in places:
+        if place.is_symlink() or not place.is_dir():
+            continue
+        deep = place.parent.name in KINDS and place.parent.parent == store.root
+        for path in place.rglob(".tmp-*") if deep else place.iterdir():
+            if path.is_symlink():
+                continue
+            if path.is_file() and _is_stale(path):
+                yield path, "left by a process that was killed"
+            elif path.is_dir() and path.parent.name in KINDS and re.fullmatch(rf"{re.escape(GONE)}\d+-\S+", path.name):
+                yield path, "its removal was cut off"
+
+
+def _is_stale(path: Path) -> bool:
+    found = TEMPORARY_NAME.fullmatch(path.name)
+    return found is not None and not psutil.pid_exists(int(found[1])) and time.time() - path.stat().st_mtime > STALE_S

@@ -1,0 +1,100 @@
+"""A pytest plugin: from the tests that carry `@pytest.mark.fault(row, what)`, a table of what was tried and survived.
+
+python -m tests.faults            runs the marked tests of all tiers and prints the table
+python -m tests.faults --write    and puts it into tests/faults/README.md, with date and commit
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.faults.matrix import NOT_RUN, ROWS
+
+HERE = Path(__file__).parent
+HEAD = "| row | fault | what was done | tried | survived |\n|---|---|---|---:|---:|"
+INTRODUCTION = """\
+# The matrix of faults
+
+A test that tries a fault says so with `@pytest.mark.fault(row, what)`. `make faults` runs them all, those of
+`-m slow` too, and prints the table below; `make faults WRITE=--write` writes it here. *Tried* counts single faults: one
+test may crash a cell at sixty moments. *Survived* are those after which every promise held: the same bytes, a store
+that scans clean, one clear error.
+"""
+
+
+@dataclass
+class Tally:
+    """What the tests of a run have tried: (row, what) → times tried, times survived."""
+
+    tried: dict[tuple[str, str], int] = field(default_factory=dict)
+    survived: dict[tuple[str, str], int] = field(default_factory=dict)
+
+    def add(self, properties: Iterable[tuple[str, Any]], passed: bool) -> None:
+        """Count one finished test."""
+        known = list(properties)
+        times = next((int(value) for name, value in known if name == "tried"), 1)
+        for name, value in known:
+            if name == "fault":
+                key = tuple(value)
+                self.tried[key] = self.tried.get(key, 0) + times
+                self.survived[key] = self.survived.get(key, 0) + (times if passed else 0)
+
+    def lines(self) -> list[str]:
+        """Return the table's rows in the matrix's order; rows that were not tried say why."""
+        lines = []
+        for row, fault in ROWS.items():
+            found = sorted(key for key in self.tried if key[0] == row)
+            lines += [
+                f"| {row} | {fault} | {what} | {self.tried[row, what]} | {self.survived[row, what]} |"
+                for _, what in found
+            ]
+            if not found:
+                lines.append(f"| {row} | {fault} | not run: {NOT_RUN.get(row, 'not chosen this time')} | 0 | |")
+        return lines
+
+    def summary(self) -> str:
+        """Return the table's last words."""
+        rows = {row for row, _ in self.tried}
+        tried, survived = sum(self.tried.values()), sum(self.survived.values())
+        return f"{len(rows)} of {len(ROWS)} rows tried; {tried:,} faults, {survived:,} survived"
+
+
+class Plugin:
+    """Collects the marks, and prints the table at the end."""
+
+    def __init__(self, write: bool):
+        self.tally, self.write = Tally(), write
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """Let each test carry its rows in its report."""
+        for item in items:
+            for mark in item.iter_markers("fault"):
+                item.user_properties.append(("fault", list(mark.args)))
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Count a test when it has run, or has failed before it could."""
+        ended = report.when == "call" or (report.when == "setup" and report.failed)
+        if ended and not report.skipped:
+            self.tally.add(report.user_properties, report.passed)
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        """Print the table; write it if asked to."""
+        table = "\n".join([HEAD, *self.tally.lines()])
+        terminalreporter.write_line(f"\n{table}\n\n{self.tally.summary()}")
+        if self.write:
+            text = f"{INTRODUCTION}\n{stamp()}: {self.tally.summary()}.\n\n{table}\n"
+            (HERE / "README.md").write_text(text, encoding="utf-8")
+
+
+def stamp() -> str:
+    """Return today's date and the commit that was tried."""
+    git = ["git", "-C", str(HERE), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
+    return f"{datetime.now(UTC):%Y-%m-%d}, commit {commit or 'unknown'}"

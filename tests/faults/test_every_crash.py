@@ -1,0 +1,100 @@
+"""SQLite's method: fail at the N-th moment, for every N, until none is left; then go on, and end with the same bytes.
+
+python -m pytest tests/faults/test_every_crash.py
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from contextlib import suppress
+
+import pytest
+
+from kdbench import failpoints
+from kdbench.errors import StoreError
+from kdbench.run.store import KINDS, Store
+from tests.faults.house import files_of, make
+
+JOBS = ("tokenizers", "texts", "tasks", "model big", "model small · seed 0", "teacher_cache", "floor")
+CELLS = ("kl", "replay", "written")
+
+
+def states(store: Store) -> dict[str, str]:
+    """Return the state of every entry of a store."""
+    found = {}
+    for kind in KINDS:
+        for path in (store.root / kind).glob("[!.]*"):
+            found[f"{kind}/{path.name}"] = store.entry(kind, path.name).state()
+    return found
+
+
+def crash_at_every_moment(store, job, expected, first=1, stride=1, name="any", action="crash") -> int:
+    """Fail at moment `first`, then `first + stride`, …; make the job after each; return how often it was hurt."""
+    entry, number, times = store.entry(job.kind, job.key), first, 0
+    while True:
+        with failpoints.armed(f"{name}:{number}:{action}") as point:
+            with suppress(failpoints.Crash, StoreError):
+                make(store, job)
+            if point.seen < number:
+                return times
+        times += 1
+        assert not [one for one, state in states(store).items() if state not in ("ok", "unfinished", "new")], number
+        make(store, job)
+        assert files_of(entry) == expected[job.id], f"other bytes after {name}:{number}"
+        assert not list(entry.path.rglob(".tmp-*"))
+        remove(entry)
+        number += stride
+
+
+def remove(entry) -> None:
+    shutil.rmtree(entry.path)
+
+
+@pytest.mark.fault("A2", "an end at every moment of making inputs, models and caches")
+@pytest.mark.parametrize("title", JOBS)
+def test_inputs_that_end_at_any_moment_are_made_with_the_same_bytes(title, house, without, expected, record_property):
+    job = house.job(title)
+    times = crash_at_every_moment(without(job), job, expected)
+    record_property("tried", times)
+    assert times >= 9
+
+
+@pytest.mark.fault("A2", "an end at every moment of a 12-step cell: fixed text, replay buffer, the student's text")
+@pytest.mark.parametrize("arm", CELLS)
+@pytest.mark.parametrize("first", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 3, 4))])
+def test_a_cell_that_ends_at_any_moment_ends_with_the_same_bytes(arm, first, house, without, expected, record_property):
+    job = house.job(arm)
+    times = crash_at_every_moment(without(job), job, expected, first, stride=4)
+    record_property("tried", times)
+    assert times >= 13
+
+
+@pytest.mark.fault("C1", "a full disk at every write of a cell")
+@pytest.mark.parametrize("name", ["write", "synced"])
+def test_a_disk_that_is_full_at_any_write_leaves_what_was_saved(name, house, without, expected, record_property):
+    job = house.job("kl")
+    times = crash_at_every_moment(without(job), job, expected, name=name, action="raise:ENOSPC")
+    record_property("tried", times)
+    assert times >= 10
+
+
+@pytest.mark.fault("A2", "a real SIGKILL at such moments")
+@pytest.mark.parametrize(
+    "moment",
+    [
+        "synced:30",
+        *(pytest.param(one, marks=pytest.mark.slow) for one in ("shard:2", "rollout:3", "weights:3", "done:5")),
+    ],
+)
+def test_a_process_killed_for_real_leaves_a_store_that_goes_on(moment, suite, house, tmp_path, expected):
+    command = [sys.executable, "-m", "tests.faults.house", str(suite), str(tmp_path / "results")]
+    killed = subprocess.run(command, env=os.environ | {failpoints.VARIABLE: moment}, capture_output=True)
+    assert killed.returncode == -9, killed.stderr.decode()
+    store = Store(tmp_path / "results")
+    assert set(states(store).values()) <= {"ok", "unfinished", "new"}
+    for job in house.jobs:
+        make(store, job)
+        assert files_of(store.entry(job.kind, job.key)) == expected[job.id]

@@ -1,0 +1,45 @@
+"""The matrix is whole: each row is tried by a test, or says why not.
+
+python -m pytest tests/faults/test_matrix.py
+"""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+from tests.faults.matrix import NOT_RUN, ROWS
+from tests.faults.table import Tally
+
+TESTS = Path(__file__).parent.parent
+
+
+def marks():
+    """Return every `fault` mark of the tests: row → where."""
+    found: dict[str, list[str]] = {}
+    for path in sorted(TESTS.rglob("test_*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "pytest.mark.fault":
+                row, what = (ast.literal_eval(argument) for argument in node.args)
+                assert what and "|" not in what
+                found.setdefault(row, []).append(f"{path.name}: {what}")
+    return found
+
+
+def test_every_row_is_tried_by_a_test_or_says_why_not():
+    tried = set(marks())
+    assert tried <= set(ROWS) and set(NOT_RUN) <= set(ROWS)
+    assert tried | set(NOT_RUN) == set(ROWS), f"neither: {set(ROWS) - tried - set(NOT_RUN)}"
+    assert not tried & set(NOT_RUN), "tried, and said not to be"
+
+
+def test_the_table_counts_single_faults_and_tells_failures():
+    tally = Tally()
+    tally.add([("fault", ["A2", "every moment"]), ("tried", 60)], passed=True)
+    tally.add([("fault", ["A2", "every moment"]), ("tried", 5)], passed=False)
+    tally.add([("fault", ["C5", "a bit"])], passed=True)
+    lines = tally.lines()
+    assert f"| A2 | {ROWS['A2']} | every moment | 65 | 60 |" in lines
+    assert f"| C5 | {ROWS['C5']} | a bit | 1 | 1 |" in lines
+    assert f"| B5 | {ROWS['B5']} | not run: {NOT_RUN['B5']} | 0 | |" in lines
+    assert tally.summary() == f"2 of {len(ROWS)} rows tried; 66 faults, 61 survived"

@@ -1,0 +1,186 @@
+"""Ends at chosen moments: what is done stays done, what is missing is made, and nothing else changes.
+
+python -m pytest tests/faults/test_moments.py
+"""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+
+from kdbench import failpoints
+from kdbench.errors import StoreError
+from kdbench.files import atomic_write, read_json, sha256_file
+from kdbench.run.store import Store
+from tests.faults.house import files_of, make, plan
+
+
+@pytest.mark.fault("A3", "an end five steps after each start, until it is done")
+@pytest.mark.parametrize("arm", ["kl", "replay"])
+def test_a_cell_that_dies_again_and_again_gets_further_each_time(arm, house, without, expected, record_property):
+    job = house.job(arm)
+    store = without(job)
+    entry, steps = store.entry("cells", job.key), []
+    while not entry.done():
+        with failpoints.armed("step:5:crash") as point:
+            try:
+                make(store, job)
+            except failpoints.Crash:
+                steps.append(max(read_json(path)["step"] for path in entry.checkpoints.glob("*.json")))
+    assert steps == [4, 8] and point.seen == 4
+    assert files_of(entry) == expected[job.id]
+    record_property("tried", len(steps))
+
+
+@pytest.mark.fault("A6", "an end as the examination begins")
+def test_an_end_before_the_examination_repeats_no_step(house, without, expected):
+    job = house.job("kl")
+    store = without(job)
+    with failpoints.armed("examine:1:crash"), pytest.raises(failpoints.Crash):
+        make(store, job)
+    with failpoints.armed("step:1:crash"):
+        make(store, job)
+    assert files_of(store.entry("cells", job.key)) == expected[job.id]
+
+
+@pytest.mark.fault("A7", "an end before the second shard")
+def test_a_cache_goes_on_with_the_shard_that_is_missing(house, without, expected):
+    job = house.job("teacher_cache")
+    store = without(job)
+    folder = store.entry(job.kind, job.key).path
+    with failpoints.armed("shard:2:crash"), pytest.raises(failpoints.Crash):
+        make(store, job)
+    listed = read_json(folder / "manifest.json")["shards"]
+    assert listed == {"0": sha256_file(folder / "shard-000000.safetensors")}
+    with failpoints.armed("shard:99:crash") as point:
+        make(store, job)
+    assert point.seen == 1 and files_of(store.entry(job.kind, job.key)) == expected[job.id]
+
+
+@pytest.mark.fault("A8", "an end while MLflow's database is built")
+def test_a_database_that_was_being_built_is_built_anew(tmp_path):
+    from kdbench.run import tracking
+
+    tracking.quiet_environment()
+    store = Store(tmp_path)
+    store.prepare()
+    with failpoints.armed("database:1:crash"), pytest.raises(failpoints.Crash):
+        tracking.create_database(store)
+    assert not (tmp_path / "mlflow.db").exists()
+    tracking.create_database(store)
+    import mlflow
+
+    assert mlflow.MlflowClient(tracking.tracking_uri(store)).search_experiments()
+
+
+@pytest.mark.fault("C2", "a full disk when DONE.json, scores or the history are written")
+@pytest.mark.parametrize("moment", ["done:1", "commit:1", "examine:1", "weights:1"])
+def test_a_disk_full_at_the_end_is_told_and_costs_no_step(moment, house, without, expected):
+    job = house.job("kl")
+    store = without(job)
+    entry = store.entry("cells", job.key)
+    with failpoints.armed(f"{moment}:raise:ENOSPC"), pytest.raises(StoreError, match="No space left on device"):
+        make(store, job)
+    assert entry.state() == "unfinished" and entry.done() is None
+    kept = moment != "done:1"  # by then the checkpoints have been dropped
+    with failpoints.armed("step:99:crash") as point:
+        make(store, job)
+    assert point.seen == (0 if kept else 12) and files_of(entry) == expected[job.id]
+
+
+@pytest.mark.fault("B6", "a clock that runs backwards, another time zone and locale")
+def test_a_clock_that_jumps_changes_nothing_and_no_duration_is_negative(house, without, expected, monkeypatch):
+    job = house.job("kl")
+    store = without(job)
+    start = time.time()
+    ticks = iter(range(10**9))
+    monkeypatch.setenv("TZ", "Pacific/Kiritimati")
+    monkeypatch.setenv("LC_ALL", "tr_TR.UTF-8")
+    time.tzset()
+    monkeypatch.setattr(time, "time", lambda: start - 3600.0 * next(ticks))
+    make(store, job)
+    entry = store.entry("cells", job.key)
+    timing = entry.done()["timing"]
+    assert files_of(entry) == expected[job.id]
+    assert all(value >= 0 for value in timing.values())
+    monkeypatch.undo()
+    time.tzset()
+
+
+@pytest.mark.fault("G1", "every job of a suite, twice")
+def test_the_same_jobs_give_the_same_bytes(house, tmp_path, expected, record_property):
+    store = Store(tmp_path / "again")
+    for job in house.jobs:
+        make(store, job)
+        assert files_of(store.entry(job.kind, job.key)) == expected[job.id], job.title
+    record_property("tried", len(house.jobs))
+
+
+@pytest.mark.fault("G8", "another number of threads is another key")
+def test_threads_are_part_of_every_key(suite, house, tmp_path):
+    other = tmp_path / "two.yaml"
+    other.write_text(suite.read_text() + "threads: 2\n", encoding="utf-8")
+    assert not {job.key for job in plan(other).jobs if job.kind == "cells"} & {job.key for job in house.jobs}
+
+
+@pytest.mark.fault("G9", "a byte of the data changed: another key, and a run that was planned before refuses")
+def test_data_that_changed_is_another_key_and_is_never_mixed(suite, house, tmp_path, corpus_folder):
+    folder = tmp_path / "corpus"
+    for path in corpus_folder.glob("*.txt"):
+        atomic_write(folder / path.name, path.read_bytes())
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(suite.read_text().replace(str(corpus_folder), str(folder)), encoding="utf-8")
+    before = plan(mine)
+    assert [job.key for job in before.jobs] == [job.key for job in house.jobs], "a path is no part of a key"
+    first = min(folder.glob("doc-0*.txt"))
+    atomic_write(first, first.read_text(encoding="utf-8").replace("The", "Tha", 1))
+    assert not {job.key for job in plan(mine).jobs} & {job.key for job in before.jobs}
+    with pytest.raises(Exception, match="the text has changed since this run was planned"):
+        make(Store(tmp_path / "r"), before.job("tokenizers"))
+
+
+@pytest.mark.fault("G11", "another version of torch is another key")
+def test_versions_are_part_of_a_cell_s_key(suite, house, monkeypatch):
+    from kdbench.run import jobs
+
+    known = jobs._version
+    monkeypatch.setattr(jobs, "_version", lambda name: "99.0" if name == "torch" else known(name))
+    assert not {job.key for job in plan(suite).jobs if job.kind == "cells"} & {job.key for job in house.jobs}
+
+
+@pytest.mark.fault("G10", "an edited objective is another key; the other objectives keep theirs")
+def test_an_edited_objective_is_another_key(suite, house, tmp_path):
+    code = (
+        'from kdbench.api import Objective, Source\n\n\nclass Mine(Objective):\n    """Mine."""\n\n'
+        '    name = "mine"\n    source = Source(title="x", year=2026)\n    needs_teacher = False\n\n'
+        '    def terms(self, student, teacher, tokens):\n        return {"mine": -student.log_prob_target}\n'
+    )
+    from tests.conftest import call
+
+    found = []
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(suite.read_text().replace("- kl\n", "- kl\n- mine\n"), encoding="utf-8")
+    for text in (code, code.replace("-student", "-2 * student")):
+        atomic_write(tmp_path / "plugins" / "mine.py", text)
+        asked = ("plan", mine, "--json", "--objectives-dir", tmp_path / "plugins", "--results-dir", tmp_path / "r")
+        result = call(*asked)
+        assert result.exit_code == 0, result.output
+        found.append({cell["objective"]: cell["key"] for cell in json.loads(result.stdout)["cells"]})
+    assert found[0]["mine"] != found[1]["mine"] and found[0]["kl"] == found[1]["kl"] == house.job("kl").key
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.fault("H7", "names of suites, models and jobs that would leave the results folder")
+@pytest.mark.parametrize("name", ["../evil", "/tmp/evil", "a/b", "a\\0b", "..", ".hidden", "n" * 300])
+def test_a_name_never_leads_out_of_the_results_folder(name, suite, tmp_path):
+    from kdbench.errors import ConfigError
+
+    for old, new in (("name: faults", f'name: "{name}"'), ("  small:", f'  "{name}":')):
+        mine = tmp_path / "mine.yaml"
+        mine.write_text(suite.read_text().replace(old, new, 1), encoding="utf-8")
+        with pytest.raises(ConfigError):
+            plan(mine)
+    with pytest.raises(AssertionError):
+        Store(tmp_path).entry("cells", name)
