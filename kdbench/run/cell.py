@@ -8,7 +8,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
-from kdbench.errors import ConfigError, Diverged, Interrupted, StoreError
+from kdbench.errors import ConfigError, Diverged, Interrupted, OutOfMemory, StoreError
 from kdbench.run.makers import MAKERS
 from kdbench.run.store import Clock, Store
 from kdbench.run.work import Hooks, Work
@@ -40,6 +40,9 @@ def execute(store: Store, job: dict[str, Any], hooks: Hooks) -> dict[str, Any]:
         except Diverged as error:
             entry.commit("diverged", clock.facts(), reason=str(error), step=error.step)
         except (ConfigError, StoreError, Interrupted):
+            raise
+        except OutOfMemory as error:
+            entry.commit("failed", clock.facts(), reason=str(error))
             raise
         except Exception as error:  # a failure of one cell is its result, not the end of the matrix
             entry.commit("failed", clock.facts(), reason=f"{type(error).__name__}: {error}")

@@ -51,6 +51,8 @@ def training(settings: Train | Pretrain, length: int) -> dict[str, Any]:
     if isinstance(settings, Pretrain):
         del fields["seed"], fields["text"]
         fields["steps"] = max(1, fields.pop("tokens") // (batch_rows * length))
+    if not fields.get("gradient_checkpointing"):  # where it is not used, keys know nothing of it
+        fields.pop("gradient_checkpointing", None)
     return fields | {"batch_rows": batch_rows}
 
 

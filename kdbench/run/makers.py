@@ -15,7 +15,7 @@ import pandas
 import torch
 
 from kdbench.api import Sampling
-from kdbench.distill import accuracy, data, layouts, models, rollout, teacher, train
+from kdbench.distill import accuracy, data, layouts, memory, models, rollout, teacher, train
 from kdbench.errors import ConfigError, Interrupted
 from kdbench.evaluate import harness, intrinsic, tasks, token_scores
 from kdbench.files import atomic_write, read_json, write_json
@@ -133,7 +133,7 @@ def make_model(work: Work) -> dict[str, Any]:
         if "tokens" in work.inputs:
             blocks = data.distillation_set(blocks, work.inputs["tokens"])
         history = _learn(work, model, "sft", blocks, None, pretrain, len(tokenizer))
-        facts["final_loss"] = history[-1]["loss"]
+        facts |= {"final_loss": history[-1]["loss"]} | memory.facts(history)
     _save_model(model, tokenizer, folder)
     return facts
 
@@ -229,7 +229,7 @@ def make_cell(work: Work) -> dict[str, Any]:
         if work.context.get("keep", True):  # of a trial only the scores are wanted
             _save_model(model, tokenizer, work.entry.path / "model")
         facts = {"final_loss": history[-1]["loss"], "tokens": _tokens(blocks, inputs["train"])}
-        facts |= _written(history)
+        facts |= _written(history) | memory.facts(history)
     _examine(work, model, tokenizer, guide)
     return facts
 

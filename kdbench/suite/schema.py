@@ -64,6 +64,9 @@ class Train(Part):
     betas: tuple[float, float] = (0.9, 0.999)
     dropout: bool = Field(False, description="keep the architecture's dropout while training")
     checkpoint_steps: int = Field(50, gt=0)
+    gradient_checkpointing: bool = Field(
+        False, description="keep no activations inside layers but compute them again: less memory, a third more time"
+    )
 
 
 class Examine(Part):
