@@ -142,7 +142,8 @@ def train(
         Interrupted: after saving.
         OutOfMemory: a single row does not fit.
     """
-    optimizer = torch.optim.AdamW(model.parameters(), lr=plan.lr, betas=plan.betas, weight_decay=plan.weight_decay)
+    learning = [parameter for _, parameter in checkpoint.trained(model)]
+    optimizer = torch.optim.AdamW(learning, lr=plan.lr, betas=plan.betas, weight_decay=plan.weight_decay)
     state = checkpoint.load(folder)
     source = TextSource(blocks, seed, plan.batch_rows, teacher_text, limits)
     if limits is not None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import kdbench
 from kdbench.api import Sampling
-from kdbench.distill import data, layouts, models, rollout
+from kdbench.distill import data, layouts, lora, models, rollout
 from kdbench.errors import ConfigError
 from kdbench.evaluate import harness, tasks
 from kdbench.files import sha256_file
@@ -51,8 +51,9 @@ def training(settings: Train | Pretrain, length: int) -> dict[str, Any]:
     if isinstance(settings, Pretrain):
         del fields["seed"], fields["text"]
         fields["steps"] = max(1, fields.pop("tokens") // (batch_rows * length))
-    if not fields.get("gradient_checkpointing"):  # where it is not used, keys know nothing of it
-        fields.pop("gradient_checkpointing", None)
+    for name in ("gradient_checkpointing", "lora"):  # where they are not used, keys know nothing of them
+        if not fields.get(name):
+            fields.pop(name, None)
     return fields | {"batch_rows": batch_rows}
 
 
@@ -266,6 +267,8 @@ class Planner:
         inputs |= {"objective": chosen.spec(), "objective_source": source_digest(chosen)}
         settings = Train.model_validate(suite.train.model_dump() | dict(cell.settings))
         inputs |= {"train": training(settings, suite.data.length), "tokens": self.distillation_tokens()}
+        if settings.lora:
+            inputs["peft"] = lora.installed()
         needs, wanted = [], chosen.trajectories
         if wanted.rollout is not None or wanted.fixed == "teacher":
             inputs |= {"rollouts": self._rollouts(), "rollout_source": _source(rollout)}

@@ -15,7 +15,7 @@ import pandas
 import torch
 
 from kdbench.api import Sampling
-from kdbench.distill import accuracy, data, layouts, memory, models, rollout, teacher, train
+from kdbench.distill import accuracy, data, layouts, lora, memory, models, rollout, teacher, train
 from kdbench.errors import ConfigError, Interrupted
 from kdbench.evaluate import harness, intrinsic, tasks, token_scores
 from kdbench.files import atomic_write, read_json, write_json
@@ -224,7 +224,12 @@ def make_cell(work: Work) -> dict[str, Any]:
     if inputs["arm"] == "objective":
         train_path = _text(work).path / "train.safetensors"
         blocks = _distillation_set(train_path, inputs["tokens"])
-        history = _learn(work, model, inputs["objective"], blocks, guide, inputs["train"], len(tokenizer))
+        settings = dict(inputs["train"])
+        adapters = settings.pop("lora", None)
+        tuner = lora.adapt(model, adapters, inputs["seed"]) if adapters else None
+        history = _learn(work, model, inputs["objective"], blocks, guide, settings, len(tokenizer))
+        if tuner is not None:
+            model = lora.merge(tuner)
         model.eval()
         if work.context.get("keep", True):  # of a trial only the scores are wanted
             _save_model(model, tokenizer, work.entry.path / "model")
