@@ -25,6 +25,7 @@ from kdbench.errors import ConfigError, PartialError
 from kdbench.options import (
     echo_json,
     errors_end_well,
+    executor_options,
     json_option,
     objectives_option,
     registry_in_use,
@@ -71,12 +72,13 @@ def _load_suite(path: Path, overrides: tuple[str, ...]) -> Any:
     "--only", multiple=True, metavar="KEY=VALUE,…", help="Run these cells only: objective=, student=, teacher=, seed=."
 )
 @click.option("--no-mlflow", is_flag=True, help="Do not feed MLflow; `kdbench mlflow sync` can do it later.")
+@executor_options
 @set_option
 @results_option
 @objectives_option
 @json_option
 @errors_end_well
-def run(suite, dry_run, workers, only, no_mlflow, overrides, results_dir, as_json) -> None:
+def run(suite, dry_run, workers, only, no_mlflow, where, overrides, results_dir, as_json) -> None:
     """Run a suite: train every cell that is not done, examine it, compare, report.
 
     Finished cells are never run again; unfinished ones go on from their last checkpoint. Kill it at any time.
@@ -84,6 +86,7 @@ def run(suite, dry_run, workers, only, no_mlflow, overrides, results_dir, as_jso
     \b
     kdbench run suites/quickstart.yaml
     kdbench run suites/quickstart.yaml --only objective=atkd --set train.steps=50
+    kdbench run suites/quickstart.yaml --executor ray --address auto
     """
     from kdbench import commands
 
@@ -93,7 +96,7 @@ def run(suite, dry_run, workers, only, no_mlflow, overrides, results_dir, as_jso
         planned = commands.plan(chosen, base, results_dir, only)
         echo_json(planned) if as_json else commands.print_plan(planned)
         return
-    found = commands.run(chosen, base, results_dir, only, overrides, workers, mlflow=not no_mlflow)
+    found = commands.run(chosen, base, results_dir, only, overrides, workers, not no_mlflow, where)
     echo_json(found.as_json()) if as_json else found.show()
     if found.failed or found.diverged:
         raise PartialError(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kdbench.run import orchestrate, predict, quota, stages, tuning
+from kdbench.run import cluster, orchestrate, predict, quota, stages, tuning
 from kdbench.run.jobs import Job
 from kdbench.run.store import Store
 from kdbench.suite import cost
@@ -196,12 +196,20 @@ def run(
     overrides: Sequence[str],
     workers: int | None,
     mlflow: bool,
+    where: cluster.Where | None = None,
 ) -> RunResult:
-    """Run what is not done, then compare and report."""
+    """Run what is not done, here or over a Ray cluster, then compare and report."""
     chosen = orchestrate.parse_only(only, suite)
     store = Store(results_dir)
     order = stages.Order(
-        lambda: orchestrate.plan(suite, base, store), store, chosen, overrides, workers, mlflow, meanwhile=_preload
+        lambda: orchestrate.plan(suite, base, store),
+        store,
+        chosen,
+        overrides,
+        workers,
+        mlflow,
+        meanwhile=_preload,
+        cluster=where,
     )
     ran = stages.run(order)
     result = RunResult(suite.name, results_dir, ran.jobs, ran.failed, ran.diverged, costs=ran.costs)

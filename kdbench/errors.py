@@ -51,6 +51,12 @@ class Diverged(KdbenchError):
         self.step, self.reason, self.last_loss = step, reason, last_loss
 
 
+class OutOfMemory(KdbenchError):
+    """Not even one row of a batch fits into memory; stored as a failure, with sizes and advice, and tried again."""
+
+    exit_code = 3
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ' Did you mean "x"?' for the nearest known name, and else ' Known: a, b, c.'."""
     known = sorted(known)

@@ -72,3 +72,35 @@ def registry_in_use() -> dict[str, Any]:
     for folder in click.get_current_context().meta.get("kdbench.folders", ()):
         registry.use_folder(folder)
     return registry.objectives()
+
+
+def executor_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --executor, --address and --gpu-share; the command gets `where`: None for this machine."""
+
+    @wraps(command)
+    def wrapped(*args: Any, executor: str, address: str | None, gpu_share: float | None, **kwargs: Any) -> Any:
+        if executor == "local":
+            if (address, gpu_share) != (None, None):
+                raise click.UsageError("--address and --gpu-share belong to --executor ray; add it")
+            return command(*args, where=None, **kwargs)
+        from kdbench.run.where import Where
+
+        return command(*args, where=Where(address, 1.0 if gpu_share is None else gpu_share), **kwargs)
+
+    options = (
+        click.option(
+            "--executor", type=click.Choice(["local", "ray"]), default="local", show_default=True,
+            help="Who makes the cells: processes of this machine, or a Ray cluster (needs the extra `ray`).",
+        ),
+        click.option(
+            "--address", metavar="HOST:PORT",
+            help="With ray: its head; `auto`: the cluster of this node. Default: $RAY_ADDRESS, else a new one here.",
+        ),
+        click.option(
+            "--gpu-share", type=click.FloatRange(0, 64, min_open=True), metavar="X",
+            help="With ray on GPUs: GPUs a job takes; 0.5: two jobs share one. Default: 1.",
+        ),
+    )  # fmt: skip
+    for option in reversed(options):
+        wrapped = option(wrapped)
+    return wrapped

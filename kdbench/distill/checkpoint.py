@@ -75,10 +75,15 @@ def _markers(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*.json"), reverse=True)
 
 
+def trained(model: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:
+    """Return the parameters that learn, with their names; frozen ones are what they were."""
+    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
 def pack(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Return a model's parameters and AdamW's moments by name; tied parameters stand once."""
+    """Return a model's trained parameters and AdamW's moments by name; tied parameters stand once."""
     tensors = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in trained(model):
         tensors[f"model/{name}"] = parameter
         for key, value in optimizer.state.get(parameter, {}).items():
             tensors[f"optimizer/{key}/{name}"] = value
@@ -89,7 +94,7 @@ def pack(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, 
 def unpack(tensors: dict[str, Tensor], model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Put back what `pack` returned."""
     keys = {name.split("/")[1] for name in tensors if name.startswith("optimizer/")}
-    for name, parameter in model.named_parameters():
+    for name, parameter in trained(model):
         parameter.copy_(tensors[f"model/{name}"])
         for key in keys:
             value = tensors[f"optimizer/{key}/{name}"]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from kdbench import failpoints
 from kdbench.api import LossParts, Measured, Objective, Step, Tokens
-from kdbench.distill import checkpoint
+from kdbench.distill import checkpoint, memory
 from kdbench.distill.data import Blocks
 from kdbench.distill.loss import TeacherStates, fused_loss, fused_probe, step_weights
 from kdbench.distill.models import body, head
@@ -41,6 +41,7 @@ class Plan:
     micro_batch: int | None = None
     dropout: bool = False
     checkpoint_steps: int = 50
+    gradient_checkpointing: bool = False
 
 
 @dataclass(frozen=True)
@@ -140,8 +141,10 @@ def train(
     Raises:
         Diverged: when loss or gradient is not finite; the step is not applied.
         Interrupted: after saving.
+        OutOfMemory: a single row does not fit.
     """
-    optimizer = torch.optim.AdamW(model.parameters(), lr=plan.lr, betas=plan.betas, weight_decay=plan.weight_decay)
+    learning = [parameter for _, parameter in checkpoint.trained(model)]
+    optimizer = torch.optim.AdamW(learning, lr=plan.lr, betas=plan.betas, weight_decay=plan.weight_decay)
     state = checkpoint.load(folder)
     source = TextSource(blocks, seed, plan.batch_rows, teacher_text, limits)
     if limits is not None:
@@ -151,7 +154,8 @@ def train(
         checkpoint.unpack(state.tensors, model, optimizer)
         source.unpack(state.tensors)
     model.train(plan.dropout)
-    learner = _Learner(model, optimizer, source, teacher, plan, seed, vocabulary, precision, held_out)
+    micro = memory.MicroBatch.resumed(plan.micro_batch, plan.batch_rows, state.history)
+    learner = _Learner(model, optimizer, source, teacher, plan, seed, vocabulary, precision, held_out, micro)
     for index in range(state.step, plan.steps):
         record, state.kept = learner.step(objective, Step(index, plan.steps, state.kept), state.history)
         state.history.append(record)
@@ -180,6 +184,7 @@ class _Learner:
     vocabulary: int
     precision: str
     held_out: Blocks | None
+    micro: memory.MicroBatch
 
     def step(self, objective: Objective, at: Step, history: list[dict[str, Any]]) -> tuple[dict[str, Any], dict]:
         """Take one optimiser step; return its record, and what the objective keeps for the next."""
@@ -187,15 +192,11 @@ class _Learner:
         rate = learning_rate(plan, at.index)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self.optimizer.zero_grad(set_to_none=True)
         with part("data"):
             text = self.source.text(at.index, now.trajectories)
         with part("teacher states"):
             batch = self.batch(text, now, at.index)
-        with _stream(plan.dropout, self.seed, at.index):
-            with part("probe"):
-                tokens = self._known(now, batch)
-            found = backward(self.model, now, batch, tokens, plan.micro_batch, self.vocabulary, self.precision)
+        found = self.micro.fit(lambda rows: self._gradient(now, batch, at.index, rows), lambda: self._sizes(batch))
         with part("optimiser"):
             norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), plan.clip))
         if not (math.isfinite(found.total) and math.isfinite(norm)):
@@ -209,7 +210,20 @@ class _Learner:
         record |= {f"watch/{name}": value for name, value in found.watched.items()}
         record |= {f"state/{name}": value for name, value in kept.items()}
         record |= {f"rollout/{name}": value for name, value in text.stats.items()}
-        return record | {"grad_norm": norm, "lr": rate}, kept
+        return record | {"grad_norm": norm, "lr": rate} | self.micro.record(), kept
+
+    def _gradient(self, now: Objective, batch: Batch, index: int, rows: int | None) -> Sums:
+        """Leave the batch's gradient in the parameters; may be called again with fewer rows."""
+        plan = self.plan
+        self.optimizer.zero_grad(set_to_none=True)
+        with _stream(plan.dropout, self.seed, index):
+            with part("probe"):
+                tokens = self._known(now, batch, rows)
+            with memory.checkpointed(self.model, plan.gradient_checkpointing, plan.dropout):
+                return backward(self.model, now, batch, tokens, rows, self.vocabulary, self.precision)
+
+    def _sizes(self, batch: Batch) -> str:
+        return memory.sizes(self.model, *batch.ids.shape, self.vocabulary)
 
     def batch(self, text: Text, objective: Objective, index: int) -> Batch:
         """Ask the teacher about a step's text: the cache where it knows the rows, else the model, once."""
@@ -230,7 +244,7 @@ class _Learner:
         return Batch(ids, mask, signal, text.sampled.to(device), noise, places)
 
     @torch.no_grad()
-    def _known(self, objective: Objective, batch: Batch) -> Tokens:
+    def _known(self, objective: Objective, batch: Batch, micro_batch: int | None) -> Tokens:
         """Return the batch's tokens with what the objective probes of them: a forward pass, if it probes at all."""
         tokens = batch.tokens()
         if not objective.probes or not len(tokens):
@@ -238,7 +252,7 @@ class _Learner:
         if not self.source.known:
             found: dict[str, list[Tensor]] = {}
             weight = head(self.model, self.vocabulary)
-            for rows, window in batch.cut(self.plan.micro_batch):
+            for rows, window in batch.cut(micro_batch):
                 hidden = batch.hidden(self.model, rows, self.precision)
                 probed = fused_probe(objective, hidden, weight, batch.states(window), tokens.part(window))
                 for name, values in probed.items():  # nothing where these rows hold no valid token

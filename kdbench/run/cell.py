@@ -10,7 +10,7 @@ import re
 from functools import lru_cache
 from typing import Any
 
-from kdbench.errors import ConfigError, Diverged, Interrupted, StoreError
+from kdbench.errors import ConfigError, Diverged, Interrupted, OutOfMemory, StoreError
 from kdbench.run.makers import MAKERS
 from kdbench.run.store import Clock, Store
 from kdbench.run.work import Hooks, Work
@@ -47,6 +47,9 @@ def execute(store: Store, job: dict[str, Any], hooks: Hooks) -> dict[str, Any]:
         except Diverged as error:
             entry.commit("diverged", clock.facts(), reason=str(error), step=error.step)
         except (ConfigError, StoreError, Interrupted):
+            raise
+        except OutOfMemory as error:
+            entry.commit("failed", clock.facts(), reason=str(error))
             raise
         except Exception as error:
             if _is_of_the_disk(error):  # no result of this cell: what it has saved stays, and the next run goes on

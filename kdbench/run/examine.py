@@ -11,10 +11,11 @@ from typing import Any
 from kdbench.errors import ConfigError, KdbenchError
 from kdbench.files import read_json
 from kdbench.registry import user_folders
+from kdbench.run.agenda import Listener
 from kdbench.run.jobs import Job, Planner
 from kdbench.run.orchestrate import FINAL
 from kdbench.run.store import Store
-from kdbench.run.workers import Listener, Pool
+from kdbench.run.workers import Pool
 from kdbench.suite.matrix import CEILING, FLOOR
 from kdbench.suite.schema import Suite
 

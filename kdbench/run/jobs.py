@@ -16,7 +16,7 @@ from typing import Any
 
 import kdbench
 from kdbench.api import Sampling
-from kdbench.distill import layouts, models, rollout
+from kdbench.distill import layouts, lora, models, rollout
 from kdbench.distill.data import Document
 from kdbench.errors import ConfigError
 from kdbench.evaluate import harness, lm_eval_tasks, tasks
@@ -52,6 +52,9 @@ def training(settings: Train | Pretrain, length: int) -> dict[str, Any]:
     if isinstance(settings, Pretrain):
         del fields["seed"], fields["text"]
         fields["steps"] = max(1, fields.pop("tokens") // (batch_rows * length))
+    for name in ("gradient_checkpointing", "lora"):  # where they are not used, keys know nothing of them
+        if not fields.get(name):
+            fields.pop(name, None)
     return fields | {"batch_rows": batch_rows}
 
 
@@ -280,6 +283,8 @@ class Planner:
         inputs |= {"objective": chosen.spec(), "objective_source": source_digest(chosen)}
         settings = Train.model_validate(suite.train.model_dump() | dict(cell.settings))
         inputs |= {"train": training(settings, suite.data.length), "tokens": self.distillation_tokens()}
+        if settings.lora:
+            inputs["peft"] = lora.installed()
         needs, wanted = [], chosen.trajectories
         if wanted.rollout is not None or wanted.fixed == "teacher":
             inputs |= {"rollouts": self._rollouts(), "rollout_source": _source(rollout)}

@@ -16,7 +16,18 @@ import torch
 
 from kdbench import failpoints
 from kdbench.api import Sampling
-from kdbench.distill import accuracy, data, instructions, layouts, models, rollout, teacher, train
+from kdbench.distill import (
+    accuracy,
+    data,
+    instructions,
+    layouts,
+    lora,
+    memory,
+    models,
+    rollout,
+    teacher,
+    train,
+)
 from kdbench.errors import Interrupted
 from kdbench.evaluate import harness, intrinsic, lm_eval_tasks, tasks, token_scores
 from kdbench.files import atomic_write, read_json, write_json
@@ -125,7 +136,7 @@ def make_model(work: Work) -> dict[str, Any]:
         if "tokens" in work.inputs:
             blocks = data.distillation_set(blocks, work.inputs["tokens"])
         history = _learn(work, model, "sft", blocks, None, pretrain, len(tokenizer))
-        facts["final_loss"] = history[-1]["loss"]
+        facts |= {"final_loss": history[-1]["loss"]} | memory.facts(history)
     _save_model(model, tokenizer, folder)
     return facts
 
@@ -216,12 +227,17 @@ def make_cell(work: Work) -> dict[str, Any]:
     if inputs["arm"] == "objective":
         train_path = _text(work).path / "train.safetensors"
         blocks = _distillation_set(train_path, inputs["tokens"])
-        history = _learn(work, model, inputs["objective"], blocks, guide, inputs["train"], len(tokenizer))
+        settings = dict(inputs["train"])
+        adapters = settings.pop("lora", None)
+        tuner = lora.adapt(model, adapters, inputs["seed"]) if adapters else None
+        history = _learn(work, model, inputs["objective"], blocks, guide, settings, len(tokenizer))
+        if tuner is not None:
+            model = lora.merge(tuner)
         model.eval()
         if work.context.get("keep", True):  # of a trial only the scores are wanted
             _save_model(model, tokenizer, work.entry.path / "model")
         facts = {"final_loss": history[-1]["loss"], "tokens": _tokens(blocks, inputs["train"])}
-        facts |= _written(history)
+        facts |= _written(history) | memory.facts(history)
     _examine(work, model, tokenizer, guide)
     return facts
 

@@ -11,9 +11,11 @@ from kdbench.errors import ConfigError, StoreError, did_you_mean
 from kdbench.files import read_json, write_json
 from kdbench.registry import user_folders
 from kdbench.run import equal_time, external, tuning
+from kdbench.run.agenda import Listener, Outcome
+from kdbench.run.cluster import Placement
 from kdbench.run.jobs import AFTER, Job, Planner
 from kdbench.run.store import Store
-from kdbench.run.workers import Listener, Outcome, Pool
+from kdbench.run.workers import Pool
 from kdbench.suite.external import ABSENT
 from kdbench.suite.matrix import Cell, split_labels, timed_contrasts, timed_label
 from kdbench.suite.schema import Suite
@@ -235,14 +237,26 @@ def write_plan(plan: Plan, store: Store, overrides: Sequence[str]) -> dict[str, 
     return content
 
 
-def run(plan: Plan, store: Store, jobs: Sequence[Job], workers: int, listeners: Sequence[Listener]) -> Outcome:
-    """Make the given jobs and, from the test items, the task folder that plain lm-eval can use."""
+def run(
+    plan: Plan,
+    store: Store,
+    jobs: Sequence[Job],
+    workers: int,
+    listeners: Sequence[Listener],
+    placement: Placement | None = None,
+) -> Outcome:
+    """Make the given jobs and, from the test items, the task folder that plain lm-eval can use.
+
+    Args:
+        workers: processes of this machine, or jobs at once over a cluster.
+        placement: the cluster that makes the jobs; None: this machine.
+    """
     absent = {job.id: external.why_absent(job.inputs) for job in jobs if ABSENT in job.inputs}
     jobs = [job for job in jobs if job.id not in absent]
     outcome = Outcome(done=dict(plan.done))
     if jobs:
         plan.planner.reach(jobs)
-        pool = Pool(store, workers, plan.suite.threads, user_folders(), listeners)
+        pool = (placement.pool if placement else Pool)(store, workers, plan.suite.threads, user_folders(), listeners)
         outcome = pool.run(jobs, plan.done)
     for key, reason in absent.items():
         outcome.failed[key] = reason

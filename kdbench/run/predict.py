@@ -13,10 +13,10 @@ from kdbench.distill.calibrate import Rates, calibrate
 from kdbench.errors import StoreError
 from kdbench.files import read_json, write_json
 from kdbench.registry import objective
+from kdbench.run.agenda import ORDER
 from kdbench.run.jobs import Job
 from kdbench.run.orchestrate import Plan
 from kdbench.run.store import Store
-from kdbench.run.workers import ORDER
 from kdbench.suite import cost
 from kdbench.suite.matrix import CEILING
 from kdbench.suite.schema import Suite

@@ -16,12 +16,12 @@ from typing import Any
 from rich.console import Console
 
 from kdbench.errors import Interrupted, KdbenchError
-from kdbench.run import equal_time, orchestrate, predict, quota, tuning
+from kdbench.run import cluster, equal_time, orchestrate, predict, quota, tuning
+from kdbench.run.agenda import Outcome
 from kdbench.run.display import Display
 from kdbench.run.jobs import Job
 from kdbench.run.store import Store
 from kdbench.run.tracking import Exporter
-from kdbench.run.workers import Outcome
 from kdbench.suite.external import ABSENT
 
 
@@ -34,6 +34,7 @@ class Order:
         overrides: `--set` options, noted in plan.json.
         workers: processes; None: as many as keep this machine busy.
         meanwhile: done once in a thread of its own while the workers are busy.
+        cluster: where Ray is to place the jobs; None: worker processes of this machine make them.
     """
 
     plan: Callable[[], orchestrate.Plan]
@@ -43,6 +44,7 @@ class Order:
     workers: int | None
     mlflow: bool
     meanwhile: Callable[[], None]
+    cluster: cluster.Where | None = None
 
 
 @dataclass
@@ -82,6 +84,7 @@ class _Run:
         self.failed: dict[str, str] = {}
         self.foreseen: list[predict.Prediction] = []
         self.took_s = 0.0
+        self.placement: cluster.Placement | None = None
 
     def run(self) -> Ran:
         order = self.order
@@ -89,16 +92,9 @@ class _Run:
         jobs = plan.to_run(order.only)
         quota.check(plan.suite.teacher.max_gb, caches(plan, jobs), order.store)
         order.store.prepare()
-        tried: set[str] = set()
         try:
-            self._stage(plan, jobs)
-            while plan.waiting(order.only):
-                tried |= {job.id for job in jobs if job.kind == "cells"}
-                plan = order.plan()
-                jobs = [job for job in plan.to_run(order.only) if job.id not in tried and ABSENT not in job.inputs]
-                self._stage(plan, jobs)
-                if not jobs:
-                    break
+            with cluster.connected(order.cluster, plan.planner.runtime, order.store.root, self._say) as self.placement:
+                plan = self._stages(plan, jobs)
         except KdbenchError as error:
             if self.ran.exporter:
                 self.ran.exporter.close("KILLED" if isinstance(error, Interrupted) else "FAILED", [])
@@ -106,12 +102,27 @@ class _Run:
         self._conclude(plan)
         return self.ran
 
+    def _stages(self, plan: orchestrate.Plan, jobs: list[Job]) -> orchestrate.Plan:
+        """Run the jobs, then what waits for them; return the plan as it then stands."""
+        tried: set[str] = set()
+        self._stage(plan, jobs)
+        while jobs and plan.waiting(self.order.only):
+            tried |= {job.id for job in jobs if job.kind == "cells"}
+            plan = self.order.plan()
+            jobs = [job for job in plan.to_run(self.order.only) if job.id not in tried and ABSENT not in job.inputs]
+            self._stage(plan, jobs)
+        return plan
+
+    def _say(self, text: str) -> None:
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
     def _stage(self, plan: orchestrate.Plan, jobs: list[Job]) -> None:
         order = self.order
         tuning.keep(plan.tuned, order.store)
         equal_time.keep(plan.timed, order.store)
         content = orchestrate.write_plan(plan, order.store, order.overrides)
-        workers = order.workers or default_workers(plan.planner.runtime.device, plan.suite.threads)
+        own = self.placement.slots if self.placement else None
+        workers = order.workers or own or default_workers(plan.planner.runtime.device, plan.suite.threads)
         foresight = Foresight(plan, jobs, workers)
         self._announce(plan, jobs, workers)
         began = time.monotonic()
@@ -133,14 +144,13 @@ class _Run:
         if self.ran.exporter:
             self.ran.exporter.follow(content)
         elif order.mlflow:
-            warn = lambda text: self.console.print(text, markup=False, soft_wrap=True)  # noqa: E731
-            self.ran.exporter = Exporter(order.store, content, warn)
+            self.ran.exporter = Exporter(order.store, content, self._say)
         if not self.ran.jobs:
             threading.Thread(target=order.meanwhile, daemon=True).start()
         foresight.start()
         with Display(self.console, len(jobs), plan.suite.train.batch_tokens, foresight.left_s) as display:
             listeners = [display, self.ran.exporter] if self.ran.exporter else [display]
-            return orchestrate.run(plan, order.store, jobs, workers, listeners)
+            return orchestrate.run(plan, order.store, jobs, workers, listeners, self.placement)
 
     def _announce(self, plan: orchestrate.Plan, jobs: list[Job], workers: int) -> None:
         chosen = {job.id for job in jobs}

@@ -13,8 +13,12 @@ import signal
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from kdbench.run.store import Store
 
 from kdbench import failpoints
 
@@ -53,6 +57,18 @@ def main() -> None:
     link = Link(outward)
     threading.Thread(target=link.listen, daemon=True).start()
 
+    store = prepare(settings)
+    link.tell({"event": "ready"})
+    while True:
+        link.tell(serve(store, link.jobs.get(), link.tell, lambda: link.stop_code))
+
+
+def prepare(settings: dict[str, Any]) -> Store:
+    """Make this process ready for jobs, once: threads, determinism, objectives; return the store.
+
+    Args:
+        settings: store, threads, objective folders.
+    """
     import torch
 
     torch.set_num_threads(settings["threads"])
@@ -60,25 +76,24 @@ def main() -> None:
     if torch.cuda.is_available():  # on a CPU with pinned threads the operations used are deterministic as they are
         torch.use_deterministic_algorithms(True, warn_only=True)
     from kdbench import registry
-    from kdbench.run.cell import execute
     from kdbench.run.store import Store
-    from kdbench.run.work import Hooks
 
     for folder in settings["folders"]:
         registry.use_folder(Path(folder))
     registry.objectives()
-    store = Store(Path(settings["store"]))
-    link.tell({"event": "ready"})
-    while True:
-        job = link.jobs.get()
-        link.tell(_serve(store, job, Hooks(link.tell, lambda: link.stop_code), execute))
+    return Store(Path(settings["store"]))
 
 
-def _serve(store: Any, job: dict[str, Any], hooks: Any, execute: Any) -> dict[str, Any]:
-    """Run one job and say how it ended."""
+def serve(
+    store: Store, job: dict[str, Any], tell: Callable[[dict[str, Any]], None], should_stop: Callable[[], int]
+) -> dict[str, Any]:
+    """Run one job and return how it ended, as an event."""
     from kdbench.errors import Interrupted, KdbenchError
+    from kdbench.run.cell import execute
     from kdbench.run.store import Busy
+    from kdbench.run.work import Hooks
 
+    hooks = Hooks(tell, should_stop)
     try:
         return {"event": "finished", "done": execute(store, job, hooks)}
     except Busy as error:
@@ -89,7 +104,8 @@ def _serve(store: Any, job: dict[str, Any], hooks: Any, execute: Any) -> dict[st
         return {"event": "failed", "message": str(error), "exit_code": error.exit_code}
     except Exception as error:
         traceback.print_exc()
-        return {"event": "failed", "message": f"{type(error).__name__}: {error}", "exit_code": 1}
+        told = {"event": "failed", "message": f"{type(error).__name__}: {error}", "exit_code": 1}
+        return told | {"trace": traceback.format_exc()}
 
 
 if __name__ == "__main__":

@@ -9,37 +9,15 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from kdbench.errors import Interrupted
+from kdbench.run.agenda import ATTEMPTS, ENDINGS, GRACE_S, Agenda, Listener, Outcome, Signals
 from kdbench.run.jobs import Job
 from kdbench.run.store import Store
-
-ATTEMPTS = 3  # a job whose worker dies is tried again; a crash loop ends here
-BUSY_WAIT_S = 2.0
-GRACE_S = 120.0
-ORDER = ("tokenizers", "texts", "tasks", "models", "teacher_texts", "teacher_cache", "cells")
-
-
-class Listener(Protocol):
-    """Whoever watches a run: the progress display, the MLflow exporter."""
-
-    def event(self, job: Job, event: dict[str, Any]) -> None:
-        """Take one event of a job: started, stage, step, progress, finished, failed, busy, died, interrupted."""
-        ...
-
-
-@dataclass
-class Outcome:
-    """How each job ended: job id → DONE.json, or the reason why there is none."""
-
-    done: dict[str, dict[str, Any]] = field(default_factory=dict)
-    failed: dict[str, str] = field(default_factory=dict)
 
 
 class Worker:
@@ -55,7 +33,7 @@ class Worker:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
-                env=_environment(threads),
+                env=os.environ | environment(threads),
                 start_new_session=True,  # a Ctrl-C at the terminal reaches the parent alone
             )
         self.number, self.log = number, log
@@ -95,32 +73,27 @@ class Worker:
             self.process.stdout.close()
 
 
-def _environment(threads: int) -> dict[str, str]:
-    """Pin BLAS threads, keep every library off-line and silent."""
+def environment(threads: int) -> dict[str, str]:
+    """Return what pins BLAS threads and keeps every library off-line and silent."""
     pinned = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
     fixed = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
-    return os.environ | pinned | fixed | {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "PYTHONUNBUFFERED": "1"}
+    return pinned | fixed | {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "PYTHONUNBUFFERED": "1"}
 
 
-class Pool:
-    """Runs jobs over workers.
+class Pool(Agenda):
+    """Runs jobs over worker processes on this machine.
 
     Args:
         count: number of workers.
-        listeners: told of every event, in the parent's thread.
     """
 
     def __init__(self, store: Store, count: int, threads: int, folders: Sequence[Path], listeners: Sequence[Listener]):
-        self.store, self.threads, self.folders, self.listeners = store, threads, folders, listeners
+        super().__init__(listeners)
+        self.store, self.threads, self.folders, self.count = store, threads, folders, count
         self.workers: list[Worker] = []
         self.selector = selectors.DefaultSelector()
-        self.outcome = Outcome()
-        self.waiting: list[Job] = []
-        self.not_before: dict[str, float] = {}
-        self.attempts: dict[str, int] = {}
         self.stop_code, self.stopping = 0, False
         self.grace: threading.Timer | None = None
-        self.count = count
 
     def run(self, jobs: Iterable[Job], done: dict[str, dict[str, Any]]) -> Outcome:
         """Make every job, each after those it needs; `done` holds those that were complete before.
@@ -128,9 +101,8 @@ class Pool:
         Raises:
             Interrupted: on SIGINT or SIGTERM, after the workers have saved; a second signal ends them at once.
         """
-        self.waiting = sorted(jobs, key=_priority)
-        self.outcome.done.update(done)
-        with self._signals():
+        self.begin(jobs, done)
+        with Signals(self._on_signal):
             try:
                 for number in range(min(self.count, len(self.waiting))):
                     self._start(number)
@@ -157,31 +129,17 @@ class Pool:
         self.selector.register(worker.process.stdout, selectors.EVENT_READ, worker)  # type: ignore[arg-type]
 
     def _assign(self) -> None:
-        self._drop_blocked()
+        self.drop_blocked()
         if self.stop_code:
             return
-        now = time.monotonic()
         for worker in self.workers:
             if worker.job is None and worker.ready:
-                job = next((job for job in self.waiting if self._is_ready(job, now)), None)
+                job = self.next_ready()
                 if job is None:
                     return
-                self.waiting.remove(job)
                 worker.job = job
                 worker.send(job.message())
-                self._tell(job, {"event": "started", "worker": worker.number})
-
-    def _is_ready(self, job: Job, now: float) -> bool:
-        return all(need in self.outcome.done for need in job.needs) and self.not_before.get(job.id, 0.0) <= now
-
-    def _drop_blocked(self) -> None:
-        """A job whose need has failed or diverged can never start."""
-        for job in list(self.waiting):
-            broken = [need for need in job.needs if need in self.outcome.failed or not _usable(self.outcome, need)]
-            if broken:
-                self.waiting.remove(job)
-                reason = self.outcome.failed.get(broken[0], "it diverged")
-                self._fail(job, f"not started: {broken[0]} is not there ({reason})")
+                self.tell(job, {"event": "started", "worker": worker.number})
 
     def _collect(self) -> None:
         for key, _ in self.selector.select(timeout=0.2):
@@ -194,21 +152,14 @@ class Pool:
                 self._take(worker, event)
 
     def _take(self, worker: Worker, event: dict[str, Any]) -> None:
-        kind, job = event["event"], worker.job
-        if kind == "ready":
+        if event["event"] == "ready":
             worker.ready = True
             return
+        job = worker.job
         assert job
-        if kind in ("finished", "failed", "busy", "interrupted"):
+        if event["event"] in ENDINGS:
             worker.job = None
-        if kind == "finished":
-            self.outcome.done[job.id] = event["done"]
-        elif kind == "failed":
-            self.outcome.failed[job.id] = event["message"]
-        elif kind == "busy":
-            self.not_before[job.id] = time.monotonic() + BUSY_WAIT_S
-            self.waiting.append(job)
-        self._tell(job, event)
+        self.settle(job, event)
 
     def _bury(self, worker: Worker) -> None:
         """A worker is gone: its job is tried again, in a fresh worker."""
@@ -217,32 +168,16 @@ class Pool:
         worker.end(kill=True)
         job, code = worker.job, worker.process.returncode
         if job is not None:
-            self.attempts[job.id] = self.attempts.get(job.id, 0) + 1
             hint = "killed, perhaps out of memory" if code == -signal.SIGKILL else f"exit code {code}"
-            self._tell(job, {"event": "died", "message": f"worker {worker.number} died ({hint}); log: {worker.log}"})
-            if self.attempts[job.id] < ATTEMPTS:
-                self.waiting.insert(0, job)
-            else:
-                self._fail(job, f"its worker died {ATTEMPTS} times ({hint}); log: {worker.log}")
+            self.try_again(job, f"worker {worker.number}", f"{hint}; log: {worker.log}")
         elif not worker.ready:
             self.attempts["start"] = self.attempts.get("start", 0) + 1
             if self.attempts["start"] >= ATTEMPTS:
                 for waiting in self.waiting:
-                    self._fail(waiting, f"workers do not start ({code}); log: {worker.log}")
+                    self.fail(waiting, f"workers do not start ({code}); log: {worker.log}")
                 self.waiting = []
         if self.waiting and not self.stop_code:
             self._start(worker.number)
-
-    def _fail(self, job: Job, reason: str) -> None:
-        self.outcome.failed[job.id] = reason
-        self._tell(job, {"event": "failed", "message": reason})
-
-    def _tell(self, job: Job, event: dict[str, Any]) -> None:
-        for listener in self.listeners:
-            listener.event(job, event)
-
-    def _signals(self) -> _Handlers:
-        return _Handlers(self._on_signal)
 
     def _on_signal(self, number: int) -> None:
         if self.stop_code:
@@ -261,30 +196,3 @@ class Pool:
         self.grace = threading.Timer(GRACE_S, lambda: [worker.process.kill() for worker in self.workers])
         self.grace.daemon = True
         self.grace.start()
-
-
-class _Handlers:
-    """Signal handlers that are put back; outside the main thread there are none."""
-
-    def __init__(self, handle: Any):
-        self.handle = handle
-        self.previous: dict[int, Any] = {}
-
-    def __enter__(self) -> None:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self.previous[number] = signal.signal(number, lambda got, frame: self.handle(got))
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
-
-
-def _priority(job: Job) -> tuple[int, float]:
-    """Inputs before cells, and the slowest of a kind first, so that no worker waits for it at the end."""
-    return ORDER.index(job.kind), -job.cost
-
-
-def _usable(outcome: Outcome, need: str) -> bool:
-    done = outcome.done.get(need)
-    return done is None or done["status"] == "ok"

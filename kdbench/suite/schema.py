@@ -56,6 +56,16 @@ class Rollouts(Part):
     new_tokens: int | None = Field(None, gt=0, description="at most so many are written; default: to the block's end")
 
 
+class Lora(Part):
+    """Low-rank adapters: they alone are trained, and are merged into the student at the end."""
+
+    r: int = Field(8, ge=1, le=1024, description="rank")
+    alpha: float = Field(16.0, gt=0, description="the adapters' sum is scaled by alpha / r")
+    targets: tuple[str, ...] = Field(
+        (), description="ends of the names of adapted modules, such as q_proj; default: every linear layer but the head"
+    )
+
+
 class Train(Part):
     """How every student is trained; the same for all objectives."""
 
@@ -70,6 +80,10 @@ class Train(Part):
     betas: tuple[float, float] = (0.9, 0.999)
     dropout: bool = Field(False, description="keep the architecture's dropout while training")
     checkpoint_steps: int = Field(50, gt=0)
+    gradient_checkpointing: bool = Field(
+        False, description="keep no activations inside layers but compute them again: less memory, a third more time"
+    )
+    lora: Lora | None = Field(None, description="train adapters in place of the weights (needs the extra `lora`)")
 
 
 class Examine(WithLmEval):

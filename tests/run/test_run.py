@@ -179,7 +179,7 @@ def test_a_run_that_is_stopped_terminated_and_killed_ends_with_the_same_bytes(wo
     program = Program(suite, target).until(1)
     program.worker().kill()
     program.until(3)
-    assert "died (killed, perhaps out of memory)" in program.text
+    assert "died (killed, perhaps out of memory" in program.text
     program.process.kill()
     program.end()
     kdbench("run", suite, "--results-dir", target, "--no-mlflow", "--workers", 1, PYTHONHASHSEED="7")

@@ -1,0 +1,131 @@
+"""What is still to be made, in which order, and how each job ended: the same whoever makes the jobs, and where."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from kdbench.run.jobs import Job
+
+ATTEMPTS = 3  # a job whose process dies is tried again; a crash loop ends here
+BUSY_WAIT_S = 2.0
+GRACE_S = 120.0
+ENDINGS = ("finished", "failed", "busy", "interrupted")
+ORDER = ("tokenizers", "texts", "tasks", "models", "teacher_texts", "teacher_cache", "cells")
+
+
+class Listener(Protocol):
+    """Whoever watches a run: the progress display, the MLflow exporter."""
+
+    def event(self, job: Job, event: dict[str, Any]) -> None:
+        """Take one event of a job: started, stage, step, progress, finished, failed, busy, died, interrupted."""
+        ...
+
+
+@dataclass
+class Outcome:
+    """How each job ended: job id → DONE.json, or the reason why there is none."""
+
+    done: dict[str, dict[str, Any]] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+class Agenda:
+    """The jobs as a graph: which may start, which wait, which never can.
+
+    Args:
+        listeners: told of every event, in the parent's thread.
+    """
+
+    def __init__(self, listeners: Sequence[Listener]):
+        self.listeners = listeners
+        self.outcome = Outcome()
+        self.waiting: list[Job] = []
+        self.not_before: dict[str, float] = {}
+        self.attempts: dict[str, int] = {}
+
+    def begin(self, jobs: Iterable[Job], done: dict[str, dict[str, Any]]) -> None:
+        """Take the jobs, inputs first; `done` holds those that were complete before."""
+        self.waiting = sorted(jobs, key=_priority)
+        self.outcome.done.update(done)
+
+    def next_ready(self) -> Job | None:
+        """Take the first job off the list whose needs are complete; None where none is."""
+        now = time.monotonic()
+        job = next((job for job in self.waiting if self._is_ready(job, now)), None)
+        if job is not None:
+            self.waiting.remove(job)
+        return job
+
+    def _is_ready(self, job: Job, now: float) -> bool:
+        return all(need in self.outcome.done for need in job.needs) and self.not_before.get(job.id, 0.0) <= now
+
+    def drop_blocked(self) -> None:
+        """Fail every job whose need has failed or diverged: it can never start."""
+        for job in list(self.waiting):
+            broken = [need for need in job.needs if need in self.outcome.failed or not _usable(self.outcome, need)]
+            if broken:
+                self.waiting.remove(job)
+                reason = self.outcome.failed.get(broken[0], "it diverged")
+                self.fail(job, f"not started: {broken[0]} is not there ({reason})")
+
+    def settle(self, job: Job, event: dict[str, Any]) -> None:
+        """Note how a job ended, if the event says so, and tell the listeners."""
+        kind = event["event"]
+        if kind == "finished":
+            self.outcome.done[job.id] = event["done"]
+        elif kind == "failed":
+            self.outcome.failed[job.id] = event["message"]
+        elif kind == "busy":
+            self.not_before[job.id] = time.monotonic() + BUSY_WAIT_S
+            self.waiting.append(job)
+        self.tell(job, event)
+
+    def try_again(self, job: Job, who: str, hint: str) -> None:
+        """Put a job whose process died back in front, until it has died too often."""
+        self.attempts[job.id] = self.attempts.get(job.id, 0) + 1
+        self.tell(job, {"event": "died", "message": f"{who} died ({hint})"})
+        if self.attempts[job.id] < ATTEMPTS:
+            self.waiting.insert(0, job)
+        else:
+            self.fail(job, f"its worker died {ATTEMPTS} times ({hint})")
+
+    def fail(self, job: Job, reason: str) -> None:
+        """Note that a job cannot be made, and say why."""
+        self.settle(job, {"event": "failed", "message": reason})
+
+    def tell(self, job: Job, event: dict[str, Any]) -> None:
+        """Pass one event on."""
+        for listener in self.listeners:
+            listener.event(job, event)
+
+
+class Signals:
+    """SIGINT and SIGTERM go to `handle` inside, and where they went before after; none outside the main thread."""
+
+    def __init__(self, handle: Callable[[int], None]):
+        self.handle = handle
+        self.previous: dict[int, Any] = {}
+
+    def __enter__(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self.previous[number] = signal.signal(number, lambda got, frame: self.handle(got))
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+
+def _priority(job: Job) -> tuple[int, float]:
+    """Inputs before cells, and the slowest of a kind first, so that no worker waits for it at the end."""
+    return ORDER.index(job.kind), -job.cost
+
+
+def _usable(outcome: Outcome, need: str) -> bool:
+    done = outcome.done.get(need)
+    return done is None or done["status"] == "ok"
