@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from kdbench.cli_cache import cache
+from kdbench.cli_convert import convert
 from kdbench.cli_diff import diff
 from kdbench.cli_examine import examine
 from kdbench.cli_objectives import check, objectives
@@ -30,11 +31,14 @@ from kdbench.options import (
     set_option,
 )
 
+TOLD_OFFLINE = "kdbench.told_offline"  # whether the user set HF_HUB_OFFLINE, to 0 or to 1
+
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="kdbench")
 def main() -> None:
     """Which knowledge-distillation objective should I use, and how sure can I be?"""
+    click.get_current_context().meta[TOLD_OFFLINE] = "HF_HUB_OFFLINE" in os.environ
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -45,6 +49,7 @@ main.add_command(check)
 main.add_command(profile)
 main.add_command(examine)
 main.add_command(cache)
+main.add_command(convert)
 main.add_command(report)
 main.add_command(cite)
 main.add_command(diff)
@@ -57,6 +62,15 @@ def _load_suite(path: Path, overrides: tuple[str, ...]) -> Any:
 
     registry_in_use()
     return loader.validate(Suite, loader.override(loader.parse(path), overrides))
+
+
+def _let_the_hub_answer(suite: Any) -> None:
+    """Allow the network for a suite that names the Hub, unless the user has said otherwise; workers inherit it.
+
+    Before the Hub's library is imported, which reads the variable once.
+    """
+    if suite.on_hub and not click.get_current_context().meta.get(TOLD_OFFLINE):
+        os.environ["HF_HUB_OFFLINE"] = "0"
 
 
 @main.command()
@@ -81,9 +95,11 @@ def run(suite, dry_run, workers, only, no_mlflow, overrides, results_dir, as_jso
     kdbench run suites/quickstart.yaml
     kdbench run suites/quickstart.yaml --only objective=atkd --set train.steps=50
     """
+    chosen = _load_suite(suite, overrides)
+    if not dry_run:
+        _let_the_hub_answer(chosen)
     from kdbench import commands
 
-    chosen = _load_suite(suite, overrides)
     base = suite.resolve().parent
     if dry_run:
         planned = commands.plan(chosen, base, results_dir, only)

@@ -16,15 +16,15 @@ from typing import Any
 
 import kdbench
 from kdbench.api import Sampling
-from kdbench.distill import data, layouts, models, rollout
+from kdbench.distill import data, layouts, models, rollout, warm
 from kdbench.errors import ConfigError
 from kdbench.evaluate import harness, tasks
 from kdbench.files import sha256_file
 from kdbench.registry import objective, source_digest
-from kdbench.run import external
+from kdbench.run import external, origins
 from kdbench.run.job import Job
 from kdbench.suite.external import ABSENT, ARM
-from kdbench.suite.materials import Model, Pretrain
+from kdbench.suite.materials import Init, Model, Pretrain
 from kdbench.suite.matrix import Cell, cells, trials
 from kdbench.suite.schema import Suite, Train
 from kdbench.suite.serving import reads_cache
@@ -71,7 +71,7 @@ class Planner:
         self._check_size(data.split(self.documents)["train"])
         self.corpus = data.fingerprint(self.documents)
         self.vocabulary = self._vocabulary()
-        self.configs = {name: self._config(name) for name in dict.fromkeys((*suite.students, *suite.teachers))}
+        self.configs = {name: self._config(name) for name in origins.used(suite)}
         self.jobs: dict[str, Job] = {}
         self.cells: list[tuple[Cell, Job]] = []
 
@@ -115,6 +115,8 @@ class Planner:
 
     def _vocabulary(self) -> int:
         spec = self.suite.data.tokenizer
+        if spec.hub is not None:
+            return origins.vocabulary(spec)
         return spec.bpe or len(models.load_tokenizer((self.base / str(spec.path)).resolve()))
 
     def _config(self, name: str) -> Any:
@@ -123,6 +125,10 @@ class Planner:
         try:
             if spec.path is not None:
                 return self._saved_config((self.base / spec.path).resolve())
+            if spec.hub is not None:
+                return origins.hub_config(spec, self._fitting_config)
+            if spec.kept is not None:
+                return origins.kept_config(spec.kept, self._config(spec.kept.source))
             assert spec.init is not None
             init = spec.init.model_dump()
             return models.architecture_config(init, self.vocabulary, self.suite.data.length, (0, 1), False)
@@ -131,13 +137,17 @@ class Planner:
 
     def _saved_config(self, folder: Path) -> Any:
         models.check_folder(folder)
-        config = models.load_config(folder)
-        own = models.load_tokenizer(folder).get_vocab() if list(folder.glob("tokenizer*")) else None
+        return self._fitting_config(models.load_config(folder), folder)
+
+    def _fitting_config(self, config: Any, folder: Path | None) -> Any:
+        """Return a config that fits the suite's tokenizer, as does the one in its folder, if there is one."""
+        saved = folder is not None and list(folder.glob("tokenizer*"))
+        own = models.load_tokenizer(folder).get_vocab() if folder is not None and saved else None
         if config.vocab_size < self.vocabulary or (own is not None and len(own) != self.vocabulary):
-            found = config.vocab_size if own is None else len(own)
+            found, where = config.vocab_size if own is None else len(own), folder or "the declared config"
             raise ConfigError(
                 f"vocabulary mismatch: expected the suite's tokenizer of {self.vocabulary:,} entries, found {found:,} "
-                f"in {folder}; teacher and student must share one tokenizer (data.tokenizer.path may name it)"
+                f"in {where}; teacher and student must share one tokenizer (data.tokenizer.path may name it)"
             )
         return config
 
@@ -166,6 +176,8 @@ class Planner:
         context = self._corpus_context()
         if spec.bpe is not None:
             inputs |= {"corpus": self.corpus, "bpe": spec.bpe}
+        elif spec.hub is not None:
+            inputs["hub"] = context["hub"] = spec.hub.model_dump(exclude={"license"})
         else:
             folder = (self.base / str(spec.path)).resolve()
             models.load_tokenizer(folder)
@@ -195,14 +207,38 @@ class Planner:
         return self._add(Job("tasks", title, inputs, (), self._corpus_context()))
 
     def model(self, name: str, seed: int | None) -> Job:
-        """Return the job that makes a model's weights, or that copies nothing but names a saved folder."""
+        """Return the job whose weights a model of the suite is: fine-tuned, where the suite says so."""
+        found = self._origin(name, seed)
+        return found if self.suite.models[name].finetune is None else self._finetuned(name, found)
+
+    def _finetuned(self, name: str, model: Job) -> Job:
+        spec, text = self.suite.models[name].finetune, self._text()
+        assert spec is not None
+        told = training(spec, self.suite.data.length) | {"seed": spec.seed}
+        inputs = {"base": model.key, "finetune": told, "text": text.key} | self.environment
+        if spec.text == "distillation":
+            inputs["tokens"] = self.distillation_tokens()
+        context = {"tokens": spec.tokens, "name": name}
+        cost = 6.0 * self._rough_parameters(name) * spec.tokens
+        return self._add(Job("models", f"{model.title}, fine-tuned", inputs, (model.id, text.id), context, cost=cost))
+
+    def _origin(self, name: str, seed: int | None) -> Job:
+        """Return the job that makes a model's weights, takes them over, or cuts them out of another model."""
         spec: Model = self.suite.models[name]
         text = self._text()
+        if spec.hub is not None:
+            inputs = {"hub": spec.hub.identity, "tokenizer": self._tokenizer().key}
+            return self._add(Job("models", f"model {name}", inputs, (text.id,), origins.hub_context(spec)))
+        if spec.kept is not None:
+            source = self.model(spec.kept.source, None)
+            inputs = {"from": source.key, "layers": list(spec.kept.layers), "tokenizer": self._tokenizer().key}
+            inputs["source"] = _source(warm)
+            return self._add(Job("models", f"model {name}", inputs, (text.id, source.id), {"name": name}))
         if spec.path is not None:
             folder = (self.base / spec.path).resolve()
             inputs = {"weights": models.folder_fingerprint(folder), "tokenizer": self._tokenizer().key}
             return self._add(Job("models", f"model {name}", inputs, (text.id,), {"path": str(folder)}))
-        assert spec.init is not None
+        assert isinstance(spec.init, Init)
         drawn = (seed or 0) if spec.init_seed == "run" else spec.init_seed
         init = {k: v for k, v in spec.init.model_dump().items() if k != "seed"}
         inputs = {"init": init, "seed": drawn, "text": text.key, "dropout": self.suite.train.dropout} | self.environment
