@@ -120,18 +120,30 @@ def run(suite, dry_run, workers, only, no_mlflow, overrides, results_dir, as_jso
 @click.option("--margin", type=float, help="With --power: the difference that matters. Default: the suite's.")
 @click.option("--seeds", metavar="N,…", help="With --power: numbers of seeds to try. Default: the suite's.")
 @click.option("--items", metavar="N,…", help="With --power: items a task to try.")
+@click.option("--device-name", metavar="NAME", help="Show GPU-hours and memory on an A100, H100, H200 or 4090 instead.")
 @set_option
 @results_option
 @objectives_option
 @json_option
 @errors_end_well
-def plan(suite, power, margin, seeds, items, overrides, results_dir, as_json) -> None:
+def plan(suite, power, margin, seeds, items, device_name, overrides, results_dir, as_json) -> None:
     """Show the matrix, what is done, what would run and why, and what it will cost. Writes nothing.
 
     \b
     kdbench plan suites/quickstart.yaml
     kdbench plan suites/quickstart.yaml --power --margin 0.01 --seeds 3,6,10
+    kdbench plan suites/opt_scaling.yaml --device-name H100      # needs neither weights nor text nor a GPU
     """
+    if power and device_name:
+        raise ConfigError("--power and --device-name answer two questions; ask for one at a time")
+    if device_name:
+        from kdbench.run import budget, budget_table
+        from kdbench.suite import devices
+
+        device = devices.find(device_name)
+        priced = budget.Budget(_load_suite(suite, overrides), suite.resolve().parent, device).of()
+        echo_json(priced) if as_json else budget_table.show(priced)
+        return
     if power:
         from kdbench.analysis import planning
 

@@ -22,6 +22,7 @@ from kdbench.evaluate import harness, tasks
 from kdbench.files import sha256_file
 from kdbench.registry import objective, source_digest
 from kdbench.run import external, origins
+from kdbench.run.configs import Known
 from kdbench.run.job import Job
 from kdbench.suite.external import ABSENT, ARM
 from kdbench.suite.materials import Init, Model, Pretrain
@@ -70,8 +71,8 @@ class Planner:
         self.documents = data.read_corpus(suite.data.corpus.model_dump(), base)
         self._check_size(data.split(self.documents)["train"])
         self.corpus = data.fingerprint(self.documents)
-        self.vocabulary = self._vocabulary()
-        self.configs = {name: self._config(name) for name in origins.used(suite)}
+        self.known = Known(suite, base)
+        self.vocabulary, self.configs = self.known.vocabulary, self.known.configs()
         self.jobs: dict[str, Job] = {}
         self.cells: list[tuple[Cell, Job]] = []
 
@@ -113,52 +114,13 @@ class Planner:
         """Return the job that examines a saved model which is no cell of the suite."""
         return self._cell(Cell(folder.name, None, None, None, None, str(folder.resolve())))
 
-    def _vocabulary(self) -> int:
-        spec = self.suite.data.tokenizer
-        if spec.hub is not None:
-            return origins.vocabulary(spec)
-        return spec.bpe or len(models.load_tokenizer((self.base / str(spec.path)).resolve()))
-
-    def _config(self, name: str) -> Any:
-        """Return a model's transformers config; refuse what cannot be made or does not fit the tokenizer."""
-        spec = self.suite.models[name]
-        try:
-            if spec.path is not None:
-                return self._saved_config((self.base / spec.path).resolve())
-            if spec.hub is not None:
-                return origins.hub_config(spec, self._fitting_config)
-            if spec.kept is not None:
-                return origins.kept_config(spec.kept, self._config(spec.kept.source))
-            assert spec.init is not None
-            init = spec.init.model_dump()
-            return models.architecture_config(init, self.vocabulary, self.suite.data.length, (0, 1), False)
-        except ConfigError as error:
-            raise ConfigError(f"models.{name}: {error}") from None
-
-    def _saved_config(self, folder: Path) -> Any:
-        models.check_folder(folder)
-        return self._fitting_config(models.load_config(folder), folder)
-
-    def _fitting_config(self, config: Any, folder: Path | None) -> Any:
-        """Return a config that fits the suite's tokenizer, as does the one in its folder, if there is one."""
-        saved = folder is not None and list(folder.glob("tokenizer*"))
-        own = models.load_tokenizer(folder).get_vocab() if folder is not None and saved else None
-        if config.vocab_size < self.vocabulary or (own is not None and len(own) != self.vocabulary):
-            found, where = config.vocab_size if own is None else len(own), folder or "the declared config"
-            raise ConfigError(
-                f"vocabulary mismatch: expected the suite's tokenizer of {self.vocabulary:,} entries, found {found:,} "
-                f"in {where}; teacher and student must share one tokenizer (data.tokenizer.path may name it)"
-            )
-        return config
-
     def count_parameters(self) -> dict[str, int]:
         """Return every model's number of parameters, from its config alone (imports the architectures)."""
         return {name: models.parameters(config) for name, config in self.configs.items()}
 
     def hidden_size(self, name: str) -> int:
         """Return the width of what enters a model's output head."""
-        config = self.configs[name]
-        return int(getattr(config, "word_embed_proj_dim", None) or config.hidden_size)
+        return models.hidden_size(self.configs[name])
 
     def _rough_parameters(self, name: str) -> float:
         config = self.configs[name]
@@ -321,7 +283,7 @@ class Planner:
         if not folder.is_dir():
             return self._add(Job("cells", cell.title, inputs | {ABSENT: str(cell.folder)}, (), context, cell))
         try:
-            weights = {"weights": external.fingerprint(folder, self._saved_config), "tokenizer": self._tokenizer().key}
+            weights = {"weights": external.fingerprint(folder, self.known.saved), "tokenizer": self._tokenizer().key}
         except ConfigError as error:
             raise ConfigError(f"{cell.arm}: {error}") from None
         title = f"student {cell.folder}"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 
 from kdbench.errors import did_you_mean
 from kdbench.suite.hub import Pinned, PinnedModel
@@ -77,8 +77,6 @@ class Init(Part):
 
 def _check_plain(fields: Mapping[str, Any] | None) -> None:
     for key, value in (fields or {}).items():
-        if key == "from":
-            raise ValueError("expected either `from` (a model of the suite) or `architecture`, found both")
         if not isinstance(value, int | float | str | bool | None):
             raise ValueError(f"{key}: expected a number, a string or true/false, found {value!r:.60}")
 
@@ -130,13 +128,22 @@ class Finetune(Pretrain):
     micro_batch: int | None = Field(None, gt=0, description="rows in one forward pass; default: the whole batch")
 
 
+def _start(value: Any) -> str:
+    """Tell the two forms of `init:` apart, so that an error speaks of the one that was meant."""
+    cut = isinstance(value, Kept) or (isinstance(value, dict) and not {"from", "source"}.isdisjoint(value))
+    return "kept" if cut else "made"
+
+
+Start = Annotated[Annotated[Init, Tag("made")] | Annotated[Kept, Tag("kept")], Discriminator(_start)]
+
+
 class Model(Part):
     """A model: a Hugging Face folder, one of the Hub, or one made here."""
 
     path: str | None = Field(None, description="folder with config.json and safetensors, relative to the suite file")
     hub: PinnedModel | None = Field(None, description="a repository of the Hugging Face Hub, at a commit")
     config: Facts | None = Field(None, description="of a `hub` model: its config, so that a plan needs no download")
-    init: Init | Kept | None = None
+    init: Start | None = None
     pretrain: Pretrain | None = None
     finetune: Finetune | None = Field(None, description="training on the suite's data first, wherever it comes from")
 
