@@ -15,6 +15,7 @@ import click
 
 from kdbench import failpoints
 from kdbench.cli_cache import cache
+from kdbench.cli_convert import convert
 from kdbench.cli_diff import diff
 from kdbench.cli_examine import examine
 from kdbench.cli_objectives import check, objectives
@@ -33,11 +34,14 @@ from kdbench.options import (
     set_option,
 )
 
+TOLD_OFFLINE = "kdbench.told_offline"  # whether the user set HF_HUB_OFFLINE, to 0 or to 1
+
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="kdbench")
 def main() -> None:
     """Which knowledge-distillation objective should I use, and how sure can I be?"""
+    click.get_current_context().meta[TOLD_OFFLINE] = "HF_HUB_OFFLINE" in os.environ
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -49,6 +53,7 @@ main.add_command(check)
 main.add_command(profile)
 main.add_command(examine)
 main.add_command(cache)
+main.add_command(convert)
 main.add_command(report)
 main.add_command(cite)
 main.add_command(diff)
@@ -62,6 +67,15 @@ def _load_suite(path: Path, overrides: tuple[str, ...]) -> Any:
 
     registry_in_use()
     return loader.validate(Suite, loader.override(loader.parse(path), overrides))
+
+
+def _let_the_hub_answer(suite: Any) -> None:
+    """Allow the network for a suite that names the Hub, unless the user has said otherwise; workers inherit it.
+
+    Before the Hub's library is imported, which reads the variable once.
+    """
+    if suite.on_hub and not click.get_current_context().meta.get(TOLD_OFFLINE):
+        os.environ["HF_HUB_OFFLINE"] = "0"
 
 
 @main.command()
@@ -88,9 +102,11 @@ def run(suite, dry_run, workers, only, no_mlflow, where, overrides, results_dir,
     kdbench run suites/quickstart.yaml --only objective=atkd --set train.steps=50
     kdbench run suites/quickstart.yaml --executor ray --address auto
     """
+    chosen = _load_suite(suite, overrides)
+    if not dry_run:
+        _let_the_hub_answer(chosen)
     from kdbench import commands
 
-    chosen = _load_suite(suite, overrides)
     base = suite.resolve().parent
     if dry_run:
         planned = commands.plan(chosen, base, results_dir, only)
@@ -111,18 +127,30 @@ def run(suite, dry_run, workers, only, no_mlflow, where, overrides, results_dir,
 @click.option("--margin", type=float, help="With --power: the difference that matters. Default: the suite's.")
 @click.option("--seeds", metavar="N,…", help="With --power: numbers of seeds to try. Default: the suite's.")
 @click.option("--items", metavar="N,…", help="With --power: items a task to try.")
+@click.option("--device-name", metavar="NAME", help="Show GPU-hours and memory on an A100, H100, H200 or 4090 instead.")
 @set_option
 @results_option
 @objectives_option
 @json_option
 @errors_end_well
-def plan(suite, power, margin, seeds, items, overrides, results_dir, as_json) -> None:
+def plan(suite, power, margin, seeds, items, device_name, overrides, results_dir, as_json) -> None:
     """Show the matrix, what is done, what would run and why, and what it will cost. Writes nothing.
 
     \b
     kdbench plan suites/quickstart.yaml
     kdbench plan suites/quickstart.yaml --power --margin 0.01 --seeds 3,6,10
+    kdbench plan suites/opt_scaling.yaml --device-name H100      # needs neither weights nor text nor a GPU
     """
+    if power and device_name:
+        raise ConfigError("--power and --device-name answer two questions; ask for one at a time")
+    if device_name:
+        from kdbench.run import budget, budget_table
+        from kdbench.suite import devices
+
+        device = devices.find(device_name)
+        priced = budget.Budget(_load_suite(suite, overrides), suite.resolve().parent, device).of()
+        echo_json(priced) if as_json else budget_table.show(priced)
+        return
     if power:
         from kdbench.analysis import planning
 

@@ -19,7 +19,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # A module may import from its own level and from the levels below it.
 LEVELS = [
     {"cli"},
-    {"cli_cache", "cli_diff", "cli_examine", "cli_objectives", "cli_profile", "cli_report", "cli_store"},
+    {"cli_cache", "cli_convert", "cli_diff", "cli_examine", "cli_objectives", "cli_profile", "cli_report", "cli_store"},
     {"options"},
     {"commands"},
     {"analysis"},

@@ -231,11 +231,20 @@ def load_config(folder: Path) -> Any:
         raise ConfigError(f"the config in {folder} cannot be read: {error}") from None
 
 
-def parameters(config: Any) -> int:
-    """Count a model's parameters without making its weights (tied ones once)."""
+def hidden_size(config: Any) -> int:
+    """Return the width of what enters a model's output head; OPT-350m's is narrower than its body."""
+    return int(getattr(config, "word_embed_proj_dim", None) or config.hidden_size)
+
+
+def without_weights(config: Any) -> nn.Module:
+    """Make a model on the `meta` device: its modules and shapes, and no numbers."""
     import torch
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    return sum(parameter.numel() for parameter in model.parameters())
+        return AutoModelForCausalLM.from_config(config)
+
+
+def parameters(config: Any) -> int:
+    """Count a model's parameters without making its weights (tied ones once)."""
+    return sum(parameter.numel() for parameter in without_weights(config).parameters())

@@ -16,16 +16,17 @@ from typing import Any
 
 import kdbench
 from kdbench.api import Sampling
-from kdbench.distill import layouts, lora, models, rollout
+from kdbench.distill import layouts, lora, models, rollout, warm
 from kdbench.distill.data import Document
 from kdbench.errors import ConfigError
 from kdbench.evaluate import harness, lm_eval_tasks, tasks
 from kdbench.files import sha256_file
 from kdbench.registry import objective, source_digest
-from kdbench.run import elsewhere, external, material
+from kdbench.run import elsewhere, external, material, origins
+from kdbench.run.configs import Known
 from kdbench.run.job import Job
 from kdbench.suite.external import ABSENT, ARM
-from kdbench.suite.materials import Model, Pretrain
+from kdbench.suite.materials import Init, Model, Pretrain
 from kdbench.suite.matrix import Cell, cells, trials
 from kdbench.suite.schema import Suite, Train
 from kdbench.suite.serving import reads_cache
@@ -74,8 +75,8 @@ class Planner:
         self.material = material.look(suite.data, base)
         self._check_size(self.material.train_bytes)
         self.corpus = self.material.fingerprint
-        self.vocabulary = self._vocabulary()
-        self.configs = {name: self._config(name) for name in dict.fromkeys((*suite.students, *suite.teachers))}
+        self.known = Known(suite, base)
+        self.vocabulary, self.configs = self.known.vocabulary, self.known.configs()
         self.jobs: dict[str, Job] = {}
         self.cells: list[tuple[Cell, Job]] = []
 
@@ -126,42 +127,13 @@ class Planner:
         """Return the job that examines a saved model which is no cell of the suite."""
         return self.cell(Cell(folder.name, None, None, None, None, str(folder.resolve())))
 
-    def _vocabulary(self) -> int:
-        spec = self.suite.data.tokenizer
-        return spec.bpe or len(models.load_tokenizer((self.base / str(spec.path)).resolve()))
-
-    def _config(self, name: str) -> Any:
-        """Return a model's transformers config; refuse what cannot be made or does not fit the tokenizer."""
-        spec = self.suite.models[name]
-        try:
-            if spec.path is not None:
-                return self._saved_config((self.base / spec.path).resolve())
-            assert spec.init is not None
-            init = spec.init.model_dump()
-            return models.architecture_config(init, self.vocabulary, self.suite.data.length, (0, 1), False)
-        except ConfigError as error:
-            raise ConfigError(f"models.{name}: {error}") from None
-
-    def _saved_config(self, folder: Path) -> Any:
-        models.check_folder(folder)
-        config = models.load_config(folder)
-        own = models.load_tokenizer(folder).get_vocab() if list(folder.glob("tokenizer*")) else None
-        if config.vocab_size < self.vocabulary or (own is not None and len(own) != self.vocabulary):
-            found = config.vocab_size if own is None else len(own)
-            raise ConfigError(
-                f"vocabulary mismatch: expected the suite's tokenizer of {self.vocabulary:,} entries, found {found:,} "
-                f"in {folder}; teacher and student must share one tokenizer (data.tokenizer.path may name it)"
-            )
-        return config
-
     def count_parameters(self) -> dict[str, int]:
         """Return every model's number of parameters, from its config alone (imports the architectures)."""
         return {name: models.parameters(config) for name, config in self.configs.items()}
 
     def hidden_size(self, name: str) -> int:
         """Return the width of what enters a model's output head."""
-        config = self.configs[name]
-        return int(getattr(config, "word_embed_proj_dim", None) or config.hidden_size)
+        return models.hidden_size(self.configs[name])
 
     def _rough_parameters(self, name: str) -> float:
         config = self.configs[name]
@@ -184,6 +156,8 @@ class Planner:
         context = self._corpus_context()
         if spec.bpe is not None:
             inputs |= {"corpus": self.corpus, "bpe": spec.bpe}
+        elif spec.hub is not None:
+            inputs["hub"] = context["hub"] = spec.hub.model_dump(exclude={"license"})
         else:
             folder = (self.base / str(spec.path)).resolve()
             models.load_tokenizer(folder)
@@ -214,14 +188,38 @@ class Planner:
         return self._add(Job("tasks", title, inputs, (), self._corpus_context()))
 
     def model(self, name: str, seed: int | None) -> Job:
-        """Return the job that makes a model's weights, or that copies nothing but names a saved folder."""
+        """Return the job whose weights a model of the suite is: fine-tuned, where the suite says so."""
+        found = self._origin(name, seed)
+        return found if self.suite.models[name].finetune is None else self._finetuned(name, found)
+
+    def _finetuned(self, name: str, model: Job) -> Job:
+        spec, text = self.suite.models[name].finetune, self._text()
+        assert spec is not None
+        told = training(spec, self.suite.data.length) | {"seed": spec.seed}
+        inputs = {"base": model.key, "finetune": told, "text": text.key} | self.environment
+        if spec.text == "distillation":
+            inputs["tokens"] = self.distillation_tokens()
+        context = {"tokens": spec.tokens, "name": name}
+        cost = 6.0 * self._rough_parameters(name) * spec.tokens
+        return self._add(Job("models", f"{model.title}, fine-tuned", inputs, (model.id, text.id), context, cost=cost))
+
+    def _origin(self, name: str, seed: int | None) -> Job:
+        """Return the job that makes a model's weights, takes them over, or cuts them out of another model."""
         spec: Model = self.suite.models[name]
         text = self._text()
+        if spec.hub is not None:
+            inputs = {"hub": spec.hub.identity, "tokenizer": self._tokenizer().key}
+            return self._add(Job("models", f"model {name}", inputs, (text.id,), origins.hub_context(spec)))
+        if spec.kept is not None:
+            source = self.model(spec.kept.source, None)
+            inputs = {"from": source.key, "layers": list(spec.kept.layers), "tokenizer": self._tokenizer().key}
+            inputs["source"] = _source(warm)
+            return self._add(Job("models", f"model {name}", inputs, (text.id, source.id), {"name": name}))
         if spec.path is not None:
             folder = (self.base / spec.path).resolve()
             inputs = {"weights": models.folder_fingerprint(folder), "tokenizer": self._tokenizer().key}
             return self._add(Job("models", f"model {name}", inputs, (text.id,), {"path": str(folder)}))
-        assert spec.init is not None
+        assert isinstance(spec.init, Init)
         drawn = (seed or 0) if spec.init_seed == "run" else spec.init_seed
         init = {k: v for k, v in spec.init.model_dump().items() if k != "seed"}
         inputs = {"init": init, "seed": drawn, "text": text.key, "dropout": self.suite.train.dropout} | self.environment
@@ -310,7 +308,7 @@ class Planner:
         if not folder.is_dir():
             return self._add(Job("cells", cell.title, inputs | {ABSENT: str(cell.folder)}, (), context, cell))
         try:
-            weights = {"weights": external.fingerprint(folder, self._saved_config), "tokenizer": self._tokenizer().key}
+            weights = {"weights": external.fingerprint(folder, self.known.saved), "tokenizer": self._tokenizer().key}
         except ConfigError as error:
             raise ConfigError(f"{cell.arm}: {error}") from None
         title = f"student {cell.folder}"

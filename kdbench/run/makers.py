@@ -32,7 +32,7 @@ from kdbench.errors import Interrupted
 from kdbench.evaluate import harness, intrinsic, lm_eval_tasks, tasks, token_scores
 from kdbench.files import atomic_write, read_json, write_json
 from kdbench.registry import objective
-from kdbench.run import elsewhere, external, material
+from kdbench.run import elsewhere, external, material, origins
 from kdbench.run.store import INPUTS, Entry, Store
 from kdbench.run.work import Work
 from kdbench.seeding import derive
@@ -92,7 +92,9 @@ def model_folder(store: Store, key: str) -> Path:
 def make_tokenizer(work: Work) -> None:
     """Train, or copy, the tokenizer that all models of a suite share."""
     folder = work.entry.path / "tokenizer"
-    if "path" in work.context:
+    if "hub" in work.context:
+        models.load_tokenizer(origins.tokenizer_folder(work.context)).save_pretrained(folder)
+    elif "path" in work.context:
         models.load_tokenizer(Path(work.context["path"])).save_pretrained(folder)
     else:
         data.train_tokenizer(material.splits(work)["train"], work.inputs["bpe"], folder)
@@ -117,28 +119,46 @@ def make_tasks(work: Work) -> dict[str, Any]:
 
 
 def make_model(work: Work) -> dict[str, Any]:
-    """Make a model's weights, or take over a saved folder; either way an ordinary Hugging Face folder results."""
-    tokenizer = _text_tokenizer(work) if "text" in work.inputs else None
-    folder = work.entry.path / "model"
+    """Make a model's weights, or take them over; either way an ordinary Hugging Face folder results."""
+    folder, inputs = work.entry.path / "model", work.inputs
     if "path" in work.context:
-        source = Path(work.context["path"])
-        models.check_folder(source)
-        shutil.copytree(source, folder, dirs_exist_ok=True, ignore=_not_the_model, copy_function=_link_or_copy)
+        _take_over(Path(work.context["path"]), folder)
         return {}
-    text = _text(work)
-    blocks = _blocks(text.path / "train.safetensors")
-    ids = (tokenizer.eos_token_id, data.padding_id(tokenizer))
-    config = models.architecture_config(work.inputs["init"], len(tokenizer), blocks.length, ids, work.inputs["dropout"])
-    model = models.make(config, work.inputs["seed"]).to(work.runtime.device)
-    models.check_head(model)
+    if "hub" in inputs:
+        work.hooks.stage(f"fetching {inputs['hub']['id']}")
+        source = origins.downloaded(work.context, folder)
+        if source != folder:
+            _take_over(source, folder)
+        return {}
+    if "from" in inputs:
+        source = model_folder(work.store, inputs["from"])
+        model = origins.shorten(source, inputs["layers"])
+        models.check_head(model)
+        _save_model(model, _tokenizer(work.find("tokenizers", inputs["tokenizer"]).path / "tokenizer"), folder)
+        return {"parameters": sum(p.numel() for p in model.parameters())}
+    tokenizer = _text_tokenizer(work)
+    blocks = _blocks(_text(work).path / "train.safetensors")
+    if "base" in inputs:
+        model = models.load(model_folder(work.store, inputs["base"]), work.runtime)
+        models.head(model, len(tokenizer))
+    else:
+        ids = (tokenizer.eos_token_id, data.padding_id(tokenizer))
+        config = models.architecture_config(inputs["init"], len(tokenizer), blocks.length, ids, inputs["dropout"])
+        model = models.make(config, inputs["seed"]).to(work.runtime.device)
+        models.check_head(model)
     facts: dict[str, Any] = {"parameters": sum(p.numel() for p in model.parameters())}
-    if pretrain := work.inputs.get("pretrain"):
-        if "tokens" in work.inputs:
-            blocks = data.distillation_set(blocks, work.inputs["tokens"])
-        history = _learn(work, model, "sft", blocks, None, pretrain, len(tokenizer))
+    if told := inputs.get("pretrain") or inputs.get("finetune"):
+        if "tokens" in inputs:
+            blocks = data.distillation_set(blocks, inputs["tokens"])
+        history = _learn(work, model, "sft", blocks, None, told, len(tokenizer))
         facts |= {"final_loss": history[-1]["loss"]} | memory.facts(history)
     _save_model(model, tokenizer, folder)
     return facts
+
+
+def _take_over(source: Path, folder: Path) -> None:
+    models.check_folder(source)
+    shutil.copytree(source, folder, dirs_exist_ok=True, ignore=_not_the_model, copy_function=_link_or_copy)
 
 
 def _not_the_model(folder: str, names: list[str]) -> set[str]:
@@ -151,7 +171,7 @@ def _link_or_copy(source: str, target: str) -> None:
     """Take over a file without doubling gigabytes where the disk allows it; sha256 sums guard it either way."""
     Path(target).unlink(missing_ok=True)
     try:
-        os.link(source, target)
+        os.link(Path(source).resolve(), target)  # the Hub's cache holds links to blobs
     except OSError:
         shutil.copy2(source, target)
 

@@ -108,7 +108,7 @@ class _Model:
         if job.kind in ("tokenizers", "texts"):
             size = sum(len(document.text) for document in self.plan.planner.documents)
             return JOB_S + MEGABYTE_S * size / 1e6
-        if job.kind == "models" and (made := job.inputs.get("pretrain")):
+        if job.kind == "models" and (made := _training(job)):
             return JOB_S + self._training(job.context["name"], made, "sft", None)
         if job.kind == "teacher_cache":
             return JOB_S + tokens * self._forward(job.context["teacher"])
@@ -156,8 +156,8 @@ class _Model:
     def mib(self, job: Job) -> int:
         """Return the peak memory of the process that makes a job, in MiB."""
         cell, planner = job.cell, self.plan.planner
-        if job.kind == "models" and job.inputs.get("pretrain"):
-            name, teacher, settings = job.context["name"], None, job.inputs["pretrain"]
+        if job.kind == "models" and (made := _training(job)):
+            name, teacher, settings = job.context["name"], None, made
         elif cell is not None and cell.spec is not None:
             name, teacher, settings = str(cell.student), cell.teacher, job.inputs["train"]
         else:
@@ -169,6 +169,11 @@ class _Model:
             rows * self.plan.suite.data.length, config.num_hidden_layers, config.hidden_size, planner.vocabulary,
         )  # fmt: skip
         return round(size / 2**20)
+
+
+def _training(job: Job) -> Mapping[str, Any] | None:
+    """Return how a model is trained before the suite's objectives are, if it is."""
+    return job.inputs.get("pretrain") or job.inputs.get("finetune")
 
 
 def examined(suite: Suite, job: Job) -> int:

@@ -74,9 +74,9 @@ class Worker:
 
 
 def environment(threads: int) -> dict[str, str]:
-    """Return what pins BLAS threads and keeps every library off-line and silent."""
+    """Return what pins BLAS threads and keeps every library silent, and off-line but for a suite that names the Hub."""
     pinned = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
-    fixed = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    fixed = {"HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1"), "HF_HUB_DISABLE_TELEMETRY": "1"}
     return pinned | fixed | {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "PYTHONUNBUFFERED": "1"}
 
 

@@ -8,17 +8,17 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from kdbench.errors import did_you_mean
+from kdbench.suite.hub import Pinned
 from kdbench.suite.part import Part
 
 PLACES = ("instruction", "input")
 _BRACES = re.compile(r"\{([A-Za-z_]\w*)\}")
 
 
-class Hub(Part):
+class Hub(Pinned):
     """A data set of Hugging Face's Hub at one commit; read by `datasets`, which runs no code of it."""
 
     id: str = Field(pattern=r"^[\w.-]+(/[\w.-]+)?$", description="such as vicgalle/alpaca-gpt4")
-    revision: str = Field(pattern=r"^[0-9a-f]{40}$", description="commit, 40 hex digits: a branch may move")
     config: str | None = Field(None, description="configuration of the data set, where it has several")
     split: str = Field("train", description="the Hub's split that is read; kdbench cuts its own from it")
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 
+from kdbench.errors import did_you_mean
+from kdbench.suite.hub import Pinned, PinnedModel
 from kdbench.suite.instructions import Instructions
-from kdbench.suite.part import Part
+from kdbench.suite.part import NAME, Part
 
 
 class Corpus(Part):
@@ -27,17 +30,23 @@ class Corpus(Part):
 
 
 class TokenizerSpec(Part):
-    """The tokenizer that all models of the suite share: trained here, or a Hugging Face folder."""
+    """The tokenizer that all models of the suite share: trained here, a Hugging Face folder, or one of the Hub."""
 
     bpe: int | None = Field(
         None, ge=300, le=200_000, description="entries of a byte-level BPE trained on the train split"
     )
     path: str | None = Field(None, description="folder of a saved tokenizer, relative to the suite file")
+    hub: Pinned | None = Field(None, description="a repository of the Hugging Face Hub that holds one")
+    vocabulary: int | None = Field(
+        None, ge=2, le=10_000_000, description="entries of a `hub` tokenizer, so that a plan needs no download"
+    )
 
     @model_validator(mode="after")
     def _one_kind(self) -> TokenizerSpec:
-        if (self.bpe is None) == (self.path is None):
-            raise ValueError("expected either `bpe` (entries) or `path` (a saved tokenizer)")
+        if sum(one is not None for one in (self.bpe, self.path, self.hub)) != 1:
+            raise ValueError("expected one of `bpe` (entries), `path` (a saved tokenizer) and `hub` (id and revision)")
+        if self.vocabulary is not None and self.hub is None:
+            raise ValueError("`vocabulary` goes with `hub`; the size of another tokenizer is known")
         return self
 
 
@@ -75,9 +84,41 @@ class Init(Part):
 
     @model_validator(mode="after")
     def _plain_values(self) -> Init:
-        for key, value in (self.model_extra or {}).items():
-            if not isinstance(value, int | float | str | bool | None):
-                raise ValueError(f"{key}: expected a number, a string or true/false, found {value!r:.60}")
+        _check_plain(self.model_extra)
+        return self
+
+
+def _check_plain(fields: Mapping[str, Any] | None) -> None:
+    for key, value in (fields or {}).items():
+        if not isinstance(value, int | float | str | bool | None):
+            raise ValueError(f"{key}: expected a number, a string or true/false, found {value!r:.60}")
+
+
+class Kept(Part):
+    """A model made from another one: its embeddings, head and final norm, and some of its layers."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_by_name=True, validate_by_alias=True)
+
+    source: str = Field(alias="from", pattern=NAME, description="name of a model of this suite, as it is when trained")
+    layers: tuple[int, ...] = Field(min_length=1, description="its layers that are kept, counted from 0, growing")
+
+    @model_validator(mode="after")
+    def _growing(self) -> Kept:
+        if list(self.layers) != sorted(set(self.layers)) or self.layers[0] < 0:
+            raise ValueError(f"layers: expected growing numbers from 0, such as [0, 3, 6], found {list(self.layers)}")
+        return self
+
+
+class Facts(Part):
+    """The config of a model that is not here: enough to plan by. Checked against the files once they are."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    architecture: str = Field(description="model type of transformers, such as opt, gpt_neox, llama")
+
+    @model_validator(mode="after")
+    def _plain_values(self) -> Facts:
+        _check_plain(self.model_extra)
         return self
 
 
@@ -94,24 +135,78 @@ class Pretrain(Part):
     seed: int = Field(0, ge=0)
 
 
+class Finetune(Pretrain):
+    """Training of a model on the suite's data before it teaches or learns; made once, for all cells."""
+
+    micro_batch: int | None = Field(None, gt=0, description="rows in one forward pass; default: the whole batch")
+
+
+def _start(value: Any) -> str:
+    """Tell the two forms of `init:` apart, so that an error speaks of the one that was meant."""
+    cut = isinstance(value, Kept) or (isinstance(value, dict) and not {"from", "source"}.isdisjoint(value))
+    return "kept" if cut else "made"
+
+
+Start = Annotated[Annotated[Init, Tag("made")] | Annotated[Kept, Tag("kept")], Discriminator(_start)]
+
+
 class Model(Part):
-    """A model: a Hugging Face folder, or one made here."""
+    """A model: a Hugging Face folder, one of the Hub, or one made here."""
 
     path: str | None = Field(None, description="folder with config.json and safetensors, relative to the suite file")
-    init: Init | None = None
+    hub: PinnedModel | None = Field(None, description="a repository of the Hugging Face Hub, at a commit")
+    config: Facts | None = Field(None, description="of a `hub` model: its config, so that a plan needs no download")
+    init: Start | None = None
     pretrain: Pretrain | None = None
+    finetune: Finetune | None = Field(None, description="training on the suite's data first, wherever it comes from")
 
     @model_validator(mode="after")
     def _one_origin(self) -> Model:
-        if (self.path is None) == (self.init is None):
-            raise ValueError("expected either `path` (a saved model) or `init` (an architecture to make)")
-        if self.pretrain and not self.init:
-            raise ValueError("`pretrain` goes with `init`")
+        if sum(origin is not None for origin in (self.path, self.hub, self.init)) != 1:
+            raise ValueError(
+                "expected one of `path` (a saved model), `hub` (id and revision) and `init` (an architecture to make, "
+                "or layers of another model)"
+            )
+        if self.pretrain and not isinstance(self.init, Init):
+            raise ValueError("`pretrain` goes with `init` and an architecture; a model with weights takes `finetune`")
+        if self.config and not self.hub:
+            raise ValueError("`config` goes with `hub`; of other models the config is known")
         return self
 
     @property
+    def kept(self) -> Kept | None:
+        """How it is made from another model; None where it is not."""
+        return self.init if isinstance(self.init, Kept) else None
+
+    @property
+    def trainings(self) -> list[Pretrain]:
+        """What it is trained on before the suite's objectives are."""
+        return [training for training in (self.pretrain, self.finetune) if training]
+
+    @property
     def init_seed(self) -> int | Literal["run"] | None:
-        """The seed of the random weights; None for a saved model."""
-        if self.init is None:
+        """The seed of the random weights; None for weights that exist: saved, of the Hub, or another model's."""
+        if not isinstance(self.init, Init):
             return None
         return self.init.seed if self.init.seed is not None else (0 if self.pretrain else "run")
+
+
+def lineage_problems(models: Mapping[str, Model]) -> list[str]:
+    """Return a sentence for each model whose `from` leads nowhere, in a circle, or to weights drawn for each run."""
+    found = []
+    for name, model in models.items():
+        if model.kept is None:
+            continue
+        seen, at = [name], model.kept.source
+        while at in models and at not in seen and (kept := models[at].kept):
+            seen.append(at)
+            at = kept.source
+        if at in seen:
+            found.append(f"models.{name}.init.from: {' ← '.join([*seen, at])} leads in a circle")
+        elif at not in models:
+            found.append(f"models.{seen[-1]}.init.from: unknown model {at!r}.{did_you_mean(at, models)}")
+        elif models[at].init_seed == "run":
+            found.append(
+                f"models.{name}.init.from: {at!r} has random weights, drawn anew for each seed; give it a seed"
+            )
+    return list(dict.fromkeys(found))

@@ -73,7 +73,7 @@ def cells(suite: Suite) -> list[Cell]:
         found += [Cell(FLOOR, None, student, None, seed) for seed in (suite.seeds if per_seed else (None,))]
         for seed in suite.seeds:
             for entry in suite.objectives:
-                teachers = suite.teachers if needs_teacher(entry["spec"]) else (None,)
+                teachers = suite.teachers_of(student) if needs_teacher(entry["spec"]) else (None,)
                 own = entry.get("train", {})
                 found += [
                     Cell(entry["label"], entry["spec"], student, teacher, seed, settings=own) for teacher in teachers
@@ -90,7 +90,7 @@ def trials(suite: Suite, points: Sequence[dict[str, Any]]) -> list[Cell]:
         Cell(entry["label"], entry["spec"], student, teacher, seed, settings=entry.get("train", {}) | point, trial=True)
         for student in suite.students
         for entry in suite.objectives
-        for teacher in (suite.teachers if needs_teacher(entry["spec"]) else (None,))
+        for teacher in (suite.teachers_of(student) if needs_teacher(entry["spec"]) else (None,))
         for point in points
         for seed in suite.tune.seeds
     ]
@@ -126,7 +126,7 @@ def timed_cells(suite: Suite, objective: str, baseline: str, seed: int) -> list[
 
 def external_cells(suite: Suite, arm: External, student: str) -> list[Cell]:
     """Return the cells of students that were trained elsewhere."""
-    teachers = suite.teachers if arm.has("teacher") else (None,)
+    teachers = suite.teachers_of(student) if arm.has("teacher") else (None,)
     return [
         Cell(arm.label, None, student, teacher, seed, arm.folder(student, teacher, seed))
         for seed in arm.numbers(suite.seeds)

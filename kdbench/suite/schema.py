@@ -13,7 +13,7 @@ from kdbench.suite import claims, examination, external, tuning
 from kdbench.suite.claims import Claim
 from kdbench.suite.examination import WithLmEval
 from kdbench.suite.external import Arm
-from kdbench.suite.materials import Data, Model
+from kdbench.suite.materials import Data, Model, lineage_problems
 from kdbench.suite.part import NAME, Part
 from kdbench.suite.serving import refusals
 from kdbench.suite.tuning import Tune
@@ -174,6 +174,7 @@ class Suite(Part):
     models: dict[Annotated[str, Field(pattern=NAME)], Model] = Field(min_length=1)
     students: tuple[str, ...] = Field(min_length=1)
     teachers: tuple[str, ...] = ()
+    skip: tuple[tuple[str, str], ...] = Field((), description="pairs [student, teacher] that are left out")
     objectives: Annotated[
         tuple[Annotated[Any, BeforeValidator(_checked_objective)], ...], Field(min_length=1), AfterValidator(_flat)
     ]
@@ -201,6 +202,7 @@ class Suite(Part):
         for field in ("students", "teachers", "seeds"):
             if len(set(getattr(self, field))) != len(getattr(self, field)):
                 problems.append(f"{field}: an entry stands twice in {list(getattr(self, field))}")
+        problems += lineage_problems(self.models) + self._pair_problems()
         problems += self._objective_problems() + external.problems(self.arms, self.labels, self.teachers)
         problems += tuning.problems(self.tune, self.train, self.seeds)
         problems += tuning.own_problems(self.objectives, self.train, self.tune)
@@ -216,7 +218,28 @@ class Suite(Part):
         return self
 
     def _pretrains(self) -> list[Any]:
-        return [model.pretrain for model in self.models.values() if model.pretrain] or [self.train]
+        return [training for model in self.models.values() for training in model.trainings] or [self.train]
+
+    def _pair_problems(self) -> list[str]:
+        problems = [
+            f"skip: unknown {what} {name!r}.{did_you_mean(name, known)}"
+            for pair in self.skip
+            for what, name, known in zip(("student", "teacher"), pair, (self.students, self.teachers), strict=True)
+            if name not in known
+        ]
+        alone = [name for name in self.students if self.teachers and not self.teachers_of(name)]
+        unused = [name for name in self.teachers if not any(name in self.teachers_of(one) for one in self.students)]
+        problems += [f"skip: leaves the student {name!r} without a teacher" for name in alone]
+        return problems + [f"skip: leaves the teacher {name!r} without a student" for name in unused]
+
+    def teachers_of(self, student: str) -> tuple[str, ...]:
+        """Return the teachers that a student learns from: all, but for those of `skip`."""
+        return tuple(name for name in self.teachers if (student, name) not in self.skip)
+
+    @property
+    def on_hub(self) -> bool:
+        """Whether a model or the tokenizer comes from the Hugging Face Hub."""
+        return self.data.tokenizer.hub is not None or any(model.hub for model in self.models.values())
 
     def _rollout_problems(self) -> list[str]:
         """Every prompt of a batch needs the same room behind it, or a text would depend on its neighbours."""

@@ -1,0 +1,121 @@
+"""Where a model of a suite comes from, beside a folder and a fresh start: the Hub, or another model's layers.
+
+Planning needs no weights: a model of the Hub is known by repository and commit, its config by what the suite declares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from kdbench.distill import convert, facts, hub, models, warm
+from kdbench.errors import ConfigError
+from kdbench.suite.hub import Pinned
+from kdbench.suite.materials import Kept, Model, TokenizerSpec
+from kdbench.suite.schema import Suite
+
+
+def used(suite: Suite) -> list[str]:
+    """Return the models that a suite trains, asks or takes layers from."""
+    found = list(dict.fromkeys((*suite.students, *suite.teachers)))
+    for name in found:
+        kept = suite.models[name].kept
+        if kept is not None and kept.source not in found:
+            found.append(kept.source)  # the loop goes on over what it adds
+    return found
+
+
+def _place(pinned: Pinned) -> hub.Place:
+    return hub.Place(pinned.id, pinned.revision, getattr(pinned, "convert", False))
+
+
+def vocabulary(spec: TokenizerSpec) -> int:
+    """Return the entries of a tokenizer of the Hub: counted if it is in the cache, else as the suite declares.
+
+    Raises:
+        ConfigError: it is in the cache and has another number, or neither is known and the Hub does not answer.
+    """
+    assert spec.hub is not None
+    place = _place(spec.hub)
+    folder = hub.cached(place, "tokenizer_config.json")
+    if folder is None:
+        if spec.vocabulary is not None:
+            return spec.vocabulary
+        try:
+            folder = hub.tokenizer(place)
+        except ConfigError as error:
+            raise ConfigError(
+                f"data.tokenizer: {error}. To plan without it, declare its size: `vocabulary: N`"
+            ) from None
+    found = len(models.load_tokenizer(folder))
+    if spec.vocabulary not in (None, found):
+        raise ConfigError(
+            f"data.tokenizer.vocabulary: expected the {found:,} entries of {place}, found {spec.vocabulary:,}"
+        )
+    return found
+
+
+def hub_config(spec: Model, fitting: Callable[[Any, Path | None], Any]) -> Any:
+    """Return the config of a model of the Hub: its own if its files are in the cache, else as declared, else asked for.
+
+    Args:
+        fitting: refuses a config (and the tokenizer in its folder, if there is one) that does not fit the suite.
+
+    Raises:
+        ConfigError: declared and own config differ, or neither is known and the Hub does not answer.
+    """
+    assert spec.hub is not None
+    place = _place(spec.hub)
+    folder = hub.cached(place)
+    if folder is None and spec.config is not None:
+        return fitting(facts.declared(spec.config.model_dump()), None)
+    if folder is None:
+        try:
+            folder = hub.config(place)
+        except ConfigError as error:
+            raise ConfigError(
+                f"{error}. To plan without it, declare its config: `config: {{architecture: …}}`"
+            ) from None
+    found = models.load_config(folder)
+    if spec.config is not None:
+        facts.check(spec.config.model_dump(), found)
+    return fitting(found, folder)
+
+
+def kept_config(kept: Kept, source: Any) -> Any:
+    """Return the config of a model that keeps some of another one's layers."""
+    return warm.shortened(source, kept.layers)
+
+
+def hub_context(spec: Model) -> dict[str, Any]:
+    """Return what the maker of a Hub model must know."""
+    assert spec.hub is not None
+    declared = spec.config.model_dump() if spec.config else None
+    return {"hub": spec.hub.model_dump(exclude={"license"}), "config": declared}
+
+
+# --- making -----------------------------------------------------------------------------------------------------------
+
+
+def tokenizer_folder(context: Mapping[str, Any]) -> Path:
+    """Return the folder of a tokenizer of the Hub, downloaded if need be."""
+    return hub.tokenizer(hub.Place(**context["hub"]))
+
+
+def downloaded(context: Mapping[str, Any], folder: Path) -> Path:
+    """Return a folder with a Hub model's safetensors: as downloaded, or converted from its pickles into `folder`.
+
+    Raises:
+        ConfigError: what `hub.model` and `convert.convert` refuse, or a config that is not the declared one.
+    """
+    place = hub.Place(**context["hub"])
+    source = hub.model(place)
+    if context.get("config"):
+        facts.check(context["config"], models.load_config(source))
+    return source if hub.whole(source) else convert.convert(source, folder).folder
+
+
+def shorten(source: Path, layers: list[int]) -> Any:
+    """Return a model made of a saved one's layers."""
+    return warm.keep_layers(models.load(source, models.Runtime("cpu", "float32", 1)), layers)

@@ -1,0 +1,79 @@
+"""What a model of known size takes: operations a token, bytes while it learns. From numbers alone; nothing is run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kdbench.suite import cost
+
+
+@dataclass(frozen=True)
+class Size:
+    """A model's numbers.
+
+    Attributes:
+        parameters: all of them, tied ones once.
+        multiplied: those that a token is multiplied with: not the embeddings it is looked up in, the head once.
+        layers, width: of the body.
+        hidden: width of what enters the output head.
+    """
+
+    parameters: int
+    multiplied: int
+    layers: int
+    width: int
+    hidden: int
+
+    def forward_flop(self, length: int) -> float:
+        """Return the operations of a forward pass, a token of a row of `length`: products, and attention over the row.
+
+        Attention counts the whole row, as kernels without a causal shortcut do.
+        """
+        return 2.0 * self.multiplied + 4.0 * self.layers * self.width * length
+
+    def learning_flop(self, length: int) -> float:
+        """Return the operations of a forward and a backward pass, a token."""
+        return 3.0 * self.forward_flop(length)
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Peak bytes of a worker that trains one student, by what takes them.
+
+    Attributes:
+        states: weights, gradients and AdamW's two moments, all in fp32.
+        casts: bf16 copies of the weights that autocast keeps for the backward pass.
+        activations: kept for the backward pass of one micro-batch: an estimate.
+        teacher: the whole teacher in fp32: the examination measures the distance to it, on whatever signal one learns.
+        loss: a chunk of it, and the gradient of the output head.
+    """
+
+    states: int
+    casts: int
+    activations: int
+    teacher: int
+    loss: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.states + self.casts + self.activations + self.teacher + self.loss
+
+
+def learning(student: Size, teacher: Size | None, rows: int, length: int, vocabulary: int, bf16: bool) -> Footprint:
+    """Return what training takes with micro-batches of `rows`, without gradient checkpointing."""
+    return Footprint(
+        states=16 * student.parameters,
+        casts=2 * student.parameters if bf16 else 0,
+        activations=(2 if bf16 else 4) * cost.KEPT * rows * length * student.layers * student.width,
+        teacher=4 * teacher.parameters if teacher else 0,
+        loss=cost.CHUNK_BYTES + 4 * vocabulary * student.hidden,
+    )
+
+
+def rows_that_fit(size: Footprint, rows: int, usable: float) -> int:
+    """Return the largest micro-batch, in halvings of `rows`, that fits; 0 where not even a single row does."""
+    fixed, a_row = size.total - size.activations, size.activations / rows
+    while rows and fixed + a_row * rows > usable:
+        rows //= 2
+    return rows
