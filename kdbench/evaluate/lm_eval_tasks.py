@@ -81,6 +81,7 @@ def examine(
 
     Returns:
         metrics: `<task>/<metric>` for every score that has a value an item, and `<task>/score`, the one to compare by.
+            Where a task filters answers in several ways, a metric is named `<metric>.<filter>`.
         items: as those of `harness.examine`, a dict an item and metric, with `primary`: whether it is that one. `item`
             counts through the subtasks of a group.
 
@@ -177,7 +178,7 @@ def _scored(one: Wanted, found: Mapping[str, list[Mapping[str, Any]]]) -> list[d
     for number, sample in enumerate(_by_item(found)):
         for part in sample:
             metrics = {name: part[name] for name in part["metrics"] if _is_number(part[name])}
-            suffix = "" if len(sample) == 1 else f",{part['filter']}"
+            suffix = "" if len(sample) == 1 else f".{part['filter']}"  # a comma is no part of MLflow's names
             rows += [
                 {
                     "task": one.task, "metric": name + suffix, "item": number, "score": float(value),

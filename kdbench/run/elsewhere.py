@@ -54,8 +54,10 @@ def of_work(work: Work) -> list[Wanted]:
         ConfigError: a folder is not what it was when the run was planned.
     """
     entries = work.inputs["examine"].get("elsewhere", [])
+    if not entries:  # a trial is judged by none of them, whatever its suite names
+        return []
     found = []
-    for entry, folder in zip(entries, work.context.get(FOLDERS, []), strict=True):
+    for entry, folder in zip(entries, work.context[FOLDERS], strict=True):
         settings = {name: value for name, value in entry.items() if name != "files"}
         found.append(Wanted(folder=folder and Path(folder), **settings))
         if folder and lm_eval_tasks.folder_fingerprint(Path(folder)) != entry["files"]:
