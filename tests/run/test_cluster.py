@@ -82,6 +82,7 @@ def two_nodes(monkeypatch):
     pytest.importorskip("ray", reason=WITHOUT)
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     monkeypatch.setenv("RAY_agent_register_timeout_ms", "100000")  # a busy machine starts Ray's helpers slowly
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # 15 by default: on a busy machine its tasks would stand still
     from ray.cluster_utils import Cluster
 
     nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
