@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -82,16 +83,22 @@ def two_nodes(monkeypatch):
     pytest.importorskip("ray", reason=WITHOUT)
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     monkeypatch.setenv("RAY_agent_register_timeout_ms", "100000")  # a busy machine starts Ray's helpers slowly
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # 15 by default: on a busy machine its tasks would stand still
     from ray.cluster_utils import Cluster
 
     nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     nodes.add_node(num_cpus=1)
     yield nodes
+    for program in Program.started:
+        program.process.kill()
+        program.process.communicate()
     nodes.shutdown()
 
 
 class Program:
     """`kdbench run --executor ray`, read line by line."""
+
+    started: ClassVar[list[Program]] = []
 
     def __init__(self, suite: Path, target: Path, address: str):
         command = [sys.executable, "-m", "kdbench.cli", "run", str(suite), "--results-dir", str(target), "--no-mlflow"]
@@ -100,6 +107,7 @@ class Program:
             stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ,
         )  # fmt: skip
         self.text = ""
+        self.started.append(self)
 
     def until(self, words: str) -> Program:
         for line in self.process.stderr:
