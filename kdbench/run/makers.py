@@ -139,7 +139,7 @@ def make_model(work: Work) -> dict[str, Any]:
         model = models.load(model_folder(work.store, inputs["base"]), work.runtime)
         models.head(model, len(tokenizer))
     else:
-        ids = (tokenizer.eos_token_id, tokenizer.pad_token_id)
+        ids = (tokenizer.eos_token_id, data.pad_id(tokenizer))
         config = models.architecture_config(inputs["init"], len(tokenizer), blocks.length, ids, inputs["dropout"])
         model = models.make(config, inputs["seed"]).to(work.runtime.device)
         models.check_head(model)
@@ -271,7 +271,7 @@ def _limits(work: Work, vocabulary: int) -> rollout.Limits:
     tokenizer = _text_tokenizer(work)
     length = _blocks(_text(work).path / "train.safetensors").length
     given = work.inputs["rollouts"]
-    ids = {"eos": tokenizer.eos_token_id, "pad": tokenizer.pad_token_id}
+    ids = {"eos": tokenizer.eos_token_id, "pad": data.pad_id(tokenizer)}
     return rollout.Limits(given["prompt_tokens"], given["new_tokens"], length, vocabulary=vocabulary, **ids)
 
 
@@ -306,7 +306,7 @@ def _learn(work: Work, model, spec, blocks, guide, plan: dict[str, Any], vocabul
             blocks,
             _teacher(work, guide, blocks, vocabulary) if guide is not None else None,
             train.Plan(**settings),
-            seed=plan.get("seed", work.inputs["seed"]),
+            seed=plan["seed"] if "seed" in plan else work.inputs["seed"],
             vocabulary=vocabulary,
             precision=work.runtime.precision,
             folder=work.entry.checkpoints,
