@@ -1,7 +1,7 @@
 """From a pickled checkpoint to safetensors, without running anything that the pickle says.
 
-transformers reads the pickle with `torch.load(weights_only=True)`, memory-mapped, and renames and ties what its
-architecture asks for; the result is loaded again and compared tensor by tensor.
+transformers reads the pickle with torch's `weights_only`, memory-mapped, and renames and ties what its architecture
+asks for; the result is loaded again and compared tensor by tensor.
 """
 
 from __future__ import annotations

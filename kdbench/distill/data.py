@@ -150,16 +150,21 @@ class Blocks:
 def tokenise(documents: Sequence[Document], tokenizer: Any, length: int, pack: bool = False) -> Blocks:
     """Turn documents into blocks of `length` tokens.
 
-    Each paragraph starts with EOS (= BOS), as an examined sentence will. A block never crosses documents, so a
-    document's last block is padded; with `pack` the next document goes on there, unseen by and not seeing this one.
+    Each paragraph starts with BOS (where there is none: EOS), as an examined sentence will. A block never crosses
+    documents, so a document's last block is padded; with `pack` the next document goes on there, unseen by and not
+    seeing this one.
     """
     filled = [[*stream, tokenizer.eos_token_id] for stream in _streams(documents, tokenizer) if stream]
-    pad = padding_id(tokenizer)
-    return _packed(filled, pad, length) if pack else _padded(filled, pad, length)
+    return (_packed if pack else _padded)(filled, padding_id(tokenizer), length)
+
+
+def start_id(tokenizer: Any) -> int:
+    """Return the token that text starts with: BOS; EOS for tokenizers without one. Llama's two differ, OPT's do not."""
+    return tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
 
 
 def padding_id(tokenizer: Any) -> int:
-    """Return the id that fills rows up: PAD, or EOS where a tokenizer has none; masks, not ids, say what is padding."""
+    """Return the token that fills a row; EOS for tokenizers without one, such as Llama's. Masks say what is padding."""
     return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
 
@@ -171,10 +176,10 @@ def _streams(documents: Sequence[Document], tokenizer: Any) -> list[list[int]]:
         paragraphs += found
         owners += [index] * len(found)
     encoded = tokenizer.backend_tokenizer.encode_batch_fast(paragraphs, add_special_tokens=False)
-    eos = tokenizer.eos_token_id
+    start = start_id(tokenizer)
     streams: list[list[int]] = [[] for _ in documents]
     for owner, one in zip(owners, encoded, strict=True):
-        streams[owner] += [eos, *one.ids]
+        streams[owner] += [start, *one.ids]
     return streams
 
 

@@ -21,7 +21,8 @@ def show(found: dict[str, Any]) -> None:
         f"suite {found['suite']} on {device['name']}: {device['peak_flops'] / 1e12:,.0f} TFLOP/s bf16 at most, "
         f"{device['bytes'] / 1e9:.0f} GB ({device['source']}). Assumed, not measured: "
         f"{assumed['utilisation']:.0%} of the peak is reached, text is written at "
-        f"{assumed['bandwidth_utilisation']:.0%} of the memory's rate and {assumed['layer_s'] * 1e3:g} ms a layer and token.",
+        f"{assumed['bandwidth_utilisation']:.0%} of the memory's rate, and takes {assumed['layer_s'] * 1e3:g} ms "
+        "a layer and token at least.",
         highlight=False,
     )
     first = Table("made first", "model", "GPU-hours", "on disk", "memory", "fits", box=None, pad_edge=False)

@@ -319,7 +319,7 @@ def _learn(work: Work, model, spec, blocks, guide, plan: dict[str, Any], vocabul
             blocks,
             _teacher(work, guide, blocks, vocabulary) if guide is not None else None,
             train.Plan(**settings),
-            seed=plan.get("seed", work.inputs["seed"]),
+            seed=plan["seed"] if "seed" in plan else work.inputs["seed"],
             vocabulary=vocabulary,
             precision=work.runtime.precision,
             folder=work.entry.checkpoints,
