@@ -180,6 +180,11 @@ def _from_file(path: Path) -> list[Any]:
         if path.suffix == ".jsonl":
             return [json.loads(line) for line in text.splitlines() if line.strip()]
         found = json.loads(text)
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{WHERE}: expected records at {path}, found no such file (`kdbench plan SUITE --device-name H100` plans "
+            "without any text)"
+        ) from None
     except (OSError, ValueError, RecursionError) as error:  # pyarrow's errors are these too
         raise ConfigError(f"{WHERE}: {path} cannot be read: {error}") from None
     if not isinstance(found, list):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from kdbench.run.predict import duration
+from kdbench.suite.cost import duration
 
 STAGES = {"training": "train", "cache": "store its states", "text": "let it write"}
 

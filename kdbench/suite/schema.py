@@ -238,8 +238,11 @@ class Suite(Part):
 
     @property
     def on_hub(self) -> bool:
-        """Whether a model or the tokenizer comes from the Hugging Face Hub."""
-        return self.data.tokenizer.hub is not None or any(model.hub for model in self.models.values())
+        """Whether a model, the tokenizer, the text or a task comes from the Hugging Face Hub."""
+        text = self.data.instructions is not None and self.data.instructions.hub is not None
+        tasks = any(entry.path is None for entry in self.examine.lm_eval)  # lm-eval's own read their items there
+        models = any(model.hub for model in self.models.values())
+        return text or tasks or models or self.data.tokenizer.hub is not None
 
     def _rollout_problems(self) -> list[str]:
         """Every prompt of a batch needs the same room behind it, or a text would depend on its neighbours."""
