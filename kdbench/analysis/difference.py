@@ -194,11 +194,12 @@ def _score(task: str, metric: str, a: float, b: float, items: pd.DataFrame, rng:
 
 def _shown(store: Store, a: Checkpoint, joined: pd.DataFrame, most: int) -> tuple[list[dict[str, Any]], list[str]]:
     """Return the first items that one gets and the other misses, with their text: items stand in random order."""
-    own = joined.task.isin(a.inputs["examine"]["tasks"])  # the items of lm-eval's tasks are not kept
+    folder = store.entry("tasks", a.inputs["tasks"]).path
+    kept = {task: (folder / f"{task}.jsonl").is_file() for task in joined.task.unique()}  # not those of lm-eval's tasks
+    own = joined.task.map(kept).astype(bool)
     binary = joined[own & (joined.metric == BINARY) & (joined.score_a != joined.score_b)]
     binary = binary.sort_values(["item_a", "task"])
     found: list[dict[str, Any]] = []
-    folder = store.entry("tasks", a.inputs["tasks"]).path
     for by, gets in (("a", binary.score_a > binary.score_b), ("b", binary.score_a < binary.score_b)):
         for row in binary[gets].head(most).to_dict("records"):
             text = _text(folder / f"{row['task']}.jsonl", int(row["item_a"]))

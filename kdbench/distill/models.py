@@ -211,9 +211,12 @@ def check_head(model: nn.Module) -> None:
     if output is None or getattr(output, "bias", None) is not None:
         raise ConfigError(f"{model.config.model_type}: expected an output head without bias, found another")
     ids = torch.arange(4, 12, device=output.weight.device)[None] % model.config.vocab_size
+    training = model.training
+    model.eval()  # dropout would draw twice
     with torch.no_grad():
         ours = body(model, ids) @ output.weight.t()
         theirs = model(input_ids=ids, use_cache=False).logits
+    model.train(training)
     if not torch.allclose(ours.float(), theirs.float(), rtol=1e-3, atol=1e-3):
         raise ConfigError(
             f"{model.config.model_type} changes its logits after the output head (scaling or soft-capping), "

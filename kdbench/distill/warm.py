@@ -57,7 +57,7 @@ def keep_layers(model: nn.Module, layers: Sequence[int]) -> nn.Module:
             state[name] = tensor
     student.load_state_dict(state, strict=True)
     student.tie_weights()
-    return student
+    return student.eval()
 
 
 def _layer_list(model: nn.Module) -> str:

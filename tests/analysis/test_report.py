@@ -152,7 +152,7 @@ def test_a_cell_links_to_its_files_in_mlflow_where_the_mirror_knows_it(tmp_path)
     known = Context(compare(scores(), "sft"), {}, [cell, cell | {"key": "cd"}], runs=runs)
     section = cell_table.cells(known)
     assert section.links == {"0123456789ab": "../../mlartifacts/x/0123/artifacts"}
-    assert [row[-1] for row in section.tables[0][2]] == ["0123456789ab", "–"] and "experiments/7" in section.text[0]
+    assert [row[-1] for row in section.tables[0][2]] == ["0123456789ab", "–"] and "experiments/7" in section.text[-1]
 
 
 def test_a_broken_or_missing_mirror_leaves_no_links(tmp_path, monkeypatch):

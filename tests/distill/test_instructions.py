@@ -302,7 +302,7 @@ def test_json_lines_and_parquet_hold_the_same_records(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"file": "none.json"}, "cannot be read"),
+        ({"file": "none.json"}, "no such file"),
         ({"file": "r.json", "fields": {"response": "outptu"}}, "fields.response: .*Did you mean 'output'"),
         ({"file": "r.csv"}, "expected a file ending in .json, .jsonl, .parquet"),
         ({"file": "few.json"}, "nothing is left for .*raise the shares"),

