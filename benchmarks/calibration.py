@@ -53,7 +53,7 @@ class Row:
     @property
     def bound(self) -> str:
         """The bound in words."""
-        return f"{self.low:+.3f} to {self.high:.3f}" if self.low else f"≤ {self.high:.3f}"
+        return f"{self.low:.3f} to {self.high:.3f}" if self.low else f"≤ {self.high:.3f}"
 
     @property
     def status(self) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from kdbench.errors import ConfigError, did_you_mean
+from kdbench.distill.models import plain_config
+from kdbench.errors import ConfigError
 
 
 def declared(facts: Mapping[str, Any]) -> Any:
@@ -14,15 +15,10 @@ def declared(facts: Mapping[str, Any]) -> Any:
     Raises:
         ConfigError: unknown architecture or field, with a did-you-mean.
     """
-    from transformers import CONFIG_MAPPING, AutoConfig
+    from transformers import AutoConfig
 
     name, settings = facts["architecture"], {key: facts[key] for key in facts if key != "architecture"}
-    if name not in CONFIG_MAPPING:
-        raise ConfigError(f"config.architecture: unknown model type {name!r}.{did_you_mean(name, CONFIG_MAPPING)}")
-    plain = AutoConfig.for_model(name).to_dict()
-    unknown = [f"unknown field {key!r} of {name}.{did_you_mean(key, plain)}" for key in settings if key not in plain]
-    if unknown:
-        raise ConfigError("config: " + "; ".join(unknown))
+    plain_config("config", name, settings)
     try:
         return AutoConfig.for_model(name, **settings)
     except Exception as error:  # the config classes validate in ways of their own

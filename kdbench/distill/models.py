@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,16 +56,11 @@ def architecture_config(init: dict[str, Any], vocabulary: int, length: int, ids:
     Raises:
         ConfigError: unknown architecture or field, with a did-you-mean.
     """
-    from transformers import CONFIG_MAPPING, AutoConfig
+    from transformers import AutoConfig
 
     settings = {key: value for key, value in init.items() if key not in ("architecture", "seed")}
     name = init["architecture"]
-    if name not in CONFIG_MAPPING:
-        raise ConfigError(f"init.architecture: unknown model type {name!r}.{did_you_mean(name, CONFIG_MAPPING.keys())}")
-    plain = AutoConfig.for_model(name).to_dict()
-    problems = [f"unknown field {key!r} of {name}.{did_you_mean(key, plain)}" for key in settings if key not in plain]
-    if problems:
-        raise ConfigError("init: " + "; ".join(problems))
+    plain = plain_config("init", name, settings)
     defaults = {
         "vocab_size": vocabulary,
         "max_position_embeddings": max(length, 512),
@@ -81,6 +77,26 @@ def architecture_config(init: dict[str, Any], vocabulary: int, length: int, ids:
         return AutoConfig.for_model(name, **(defaults | settings))
     except Exception as error:  # the config classes validate in ways of their own
         raise ConfigError(f"init: {name} refuses these fields: {error}") from None
+
+
+def plain_config(where: str, architecture: str, settings: Iterable[str]) -> dict[str, Any]:
+    """Return an architecture's config as transformers has it by default, if it has all these fields.
+
+    Raises:
+        ConfigError: unknown architecture or field, with a did-you-mean; `where` names the suite's section.
+    """
+    from transformers import CONFIG_MAPPING, AutoConfig
+
+    if architecture not in CONFIG_MAPPING:
+        hint = did_you_mean(architecture, CONFIG_MAPPING.keys())
+        raise ConfigError(f"{where}.architecture: unknown model type {architecture!r}.{hint}")
+    plain = AutoConfig.for_model(architecture).to_dict()
+    unknown = [
+        f"unknown field {key!r} of {architecture}.{did_you_mean(key, plain)}" for key in settings if key not in plain
+    ]
+    if unknown:
+        raise ConfigError(f"{where}: {'; '.join(unknown)}")
+    return plain
 
 
 def make(config: Any, seed: int) -> nn.Module:
