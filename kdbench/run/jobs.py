@@ -17,7 +17,7 @@ from typing import Any
 import kdbench
 from kdbench.api import Sampling
 from kdbench.distill import layouts, lora, models, rollout, warm
-from kdbench.distill.data import Document
+from kdbench.distill.data import Document, start_id
 from kdbench.errors import ConfigError
 from kdbench.evaluate import harness, lm_eval_tasks, tasks
 from kdbench.files import sha256_file
@@ -160,16 +160,29 @@ class Planner:
             inputs["hub"] = context["hub"] = spec.hub.model_dump(exclude={"license"})
         else:
             folder = (self.base / str(spec.path)).resolve()
-            models.load_tokenizer(folder)
             inputs |= {"files": {p.name: sha256_file(p) for p in sorted(folder.glob("*")) if "token" in p.name}}
             context["path"] = str(folder)
         return self._add(Job("tokenizers", "tokenizer", inputs, (), context))
+
+    @cached_property
+    def _starts_with_bos(self) -> bool:
+        """Whether a saved tokenizer has a BOS that is not its EOS, with which plain text starts.
+
+        It is told in the key of such a text, since text once started with EOS whatever the tokenizer.
+        """
+        spec = self.suite.data
+        if spec.corpus is None or spec.tokenizer.path is None:
+            return False
+        tokenizer = models.load_tokenizer((self.base / spec.tokenizer.path).resolve())
+        return start_id(tokenizer) != tokenizer.eos_token_id
 
     def _text(self) -> Job:
         tokenizer = self._tokenizer()
         inputs = {"corpus": self.corpus, "tokenizer": tokenizer.key, "length": self.suite.data.length}
         if self.suite.data.pack:
             inputs["pack"] = True
+        if self._starts_with_bos:
+            inputs["start"] = "bos"
         inputs |= material.text_inputs(self.suite.data)
         return self._add(Job("texts", "tokenised text", inputs, (tokenizer.id,), self._corpus_context()))
 

@@ -190,3 +190,22 @@ def test_weights_that_are_not_what_the_suite_declares_stop_before_training(suite
         done = kdbench("run", suite, "--no-mlflow", check=None, HF_HUB_OFFLINE="0", HF_ENDPOINT=server.url, **home)
     assert "ffn_dim: declared 40, its config.json says 48" in done.stdout + done.stderr
     assert not list((tmp_path / "results").glob("cells/*/DONE.json"))
+
+
+@pytest.mark.parametrize(("bos", "told"), [("<s>", {"start": "bos"}), ("</s>", {})])
+def test_the_key_of_a_text_knows_whether_it_starts_with_a_bos_of_its_own(bos, told, suite_file, tmp_path):
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, special_tokens=["<s>", "</s>"])
+    made.train_from_iterator(["peace at home"], trainer)
+    folder = tmp_path / "tokenizer"
+    PreTrainedTokenizerFast(tokenizer_object=made, bos_token=bos, eos_token="</s>").save_pretrained(folder)
+    suite = loader.validate(Suite, loader.override(loader.parse(suite_file), [f"data.tokenizer={{path: {folder}}}"]))
+    planner = Planner(suite, suite_file.parent)
+    planner.all()
+    (text,) = (job for job in planner.jobs.values() if job.kind == "texts")
+    assert text.inputs.items() & {"start": "bos"}.items() == told.items()
