@@ -148,10 +148,14 @@ def keep(found: Sequence[Timed], store: Store) -> None:
 
 
 def facts(found: Sequence[Timed]) -> list[dict[str, Any]]:
-    """Return what plan.json says: for each arm at each pair its contrast, its steps, and why so many."""
+    """Return what plan.json says: for each arm at each pair its contrast, its steps, and why so many.
+
+    The decision's key is among it, so that a clean-up knows that it is needed.
+    """
     return [
         {"arm": one.cells[0].arm, "objective": one.contrast[0], "baseline": one.contrast[1]}
         | {"student": one.cells[0].student, "teacher": one.cells[0].teacher}
+        | {"key": one.steps.key if one.steps else None}
         | (one.steps.content if one.steps else {"steps": None, "of": None, "ratio": None})
         for one in found
     ]

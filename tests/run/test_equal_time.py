@@ -87,6 +87,8 @@ def test_what_was_decided_stays_although_the_seconds_of_another_run_differ(timed
     shutil.rmtree(store.root / "cells")
     again, _ = timed(lambda cell: 2.0)
     assert steps(again) == {8}
+    told = orchestrate.write_plan(again, store, ())["equal_time"]
+    assert {one["key"] for one in told} == {path.parent.name for path in store.root.glob("choices/*/steps.json")}
     kept = [read_json(path) for path in store.root.glob("choices/*/steps.json")]
     assert kept == [{"steps": 8, "of": 12, "ratio": 1.5}]
     for path in store.root.glob("choices/*/steps.json"):
