@@ -121,12 +121,13 @@ class Entry:
 
     def state(self) -> str:
         """Return `new`, `unfinished`, `damaged`, or the status in DONE.json: `ok`, `diverged`, `failed`."""
-        done = self.done()
-        if done is not None:
-            return done["status"]
-        if (self.path / DONE).exists():
-            return "damaged"
-        return "unfinished" if (self.path / INPUTS).exists() else "new"
+        for _ in range(2):  # twice: DONE.json may come while it is looked at
+            done = self.done()
+            if done is not None:
+                return done["status"]
+            if not (self.path / DONE).exists():
+                return "unfinished" if (self.path / INPUTS).exists() else "new"
+        return "damaged"
 
     @contextmanager
     def locked(self, wait_s: float = 0.0) -> Iterator[None]:

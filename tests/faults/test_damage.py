@@ -189,11 +189,15 @@ def test_eight_processes_commit_and_a_reader_never_sees_half_an_entry(tmp_path, 
     store = Store(tmp_path)
     command = [sys.executable, "-c", WRITER, str(tmp_path)]
     writers = [subprocess.Popen([*command, str(number)]) for number in range(8)]
-    while any(writer.poll() is None for writer in writers):
-        for path in (tmp_path / "cells").glob("[!.]*"):
-            entry = store.entry("cells", path.name)
-            assert entry.state() in ("ok", "unfinished", "new")
-            assert entry.done() is None or entry.verified()
+    try:
+        while any(writer.poll() is None for writer in writers):
+            for path in (tmp_path / "cells").glob("[!.]*"):
+                entry = store.entry("cells", path.name)
+                assert entry.state() in ("ok", "unfinished", "new")
+                assert entry.done() is None or entry.verified()
+    finally:
+        for writer in writers:
+            writer.wait()
     assert [writer.returncode for writer in writers] == [0] * 8
     found = [store.entry("cells", path.name) for path in (tmp_path / "cells").glob("[!.]*")]
     assert len(found) == 8 * 25 + 25
