@@ -12,15 +12,14 @@ from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
-from kdbench.errors import StoreError
-from kdbench.files import digest, read_json, write_json
-from kdbench.run.job import KEY_LENGTH, Job
+from kdbench.run import decisions
+from kdbench.run.job import Job
 from kdbench.run.jobs import AFTER
-from kdbench.run.store import Clock, Store
+from kdbench.run.store import Store
 from kdbench.suite.matrix import Cell, timed_cells, timed_contrasts
 from kdbench.suite.schema import Suite
 
-KIND, FILE = "choices", "steps.json"
+FILE = "steps.json"
 WAITS = "after its baseline"  # the state of a cell whose steps are not known yet
 SAME = 0.05  # seconds that differ by less are the same: so much do they differ from run to run
 RULE = "steps by the ratio of the medians of seconds a step, unchanged where these differ by less than 5 %"
@@ -43,7 +42,7 @@ class Steps:
     @property
     def key(self) -> str:
         """The content key."""
-        return digest(self.inputs)[:KEY_LENGTH]
+        return decisions.key(self.inputs)
 
 
 @dataclass(frozen=True)
@@ -67,8 +66,6 @@ def look(suite: Suite, cells: Sequence[tuple[Cell, Job]], store: Store) -> list[
     Args:
         cells: of the suite as planned, with their jobs.
     """
-    if not suite.compare.equal_time:
-        return []
     return [
         _timed(suite, (a, b), first, cells, store)
         for a, b in timed_contrasts(suite)
@@ -98,8 +95,8 @@ def _beside(cell: Cell, first: Cell) -> bool:
 def _decide(store: Store, own: Sequence[Job], others: Sequence[Job]) -> Steps | None:
     """Return the stored decision, or make it once every cell has ended and each side has one that did not diverge."""
     inputs = {"rule": RULE, "objective": sorted(j.key for j in own), "baseline": sorted(j.key for j in others)}
-    if (stored := _stored(store, inputs)) is not None:
-        return stored
+    if stored := decisions.stored(store, inputs, FILE):
+        return Steps(inputs, stored[0])
     done = {job.key: store.entry("cells", job.key).done() for job in (*own, *others)}
     if any(one is None or one["status"] not in ("ok", "diverged") for one in done.values()):
         return None
@@ -123,28 +120,11 @@ def _step_seconds(job: Job, done: dict[str, Any]) -> float | None:
     return timing["train_s"] / (timing.get("train_steps") or job.inputs["train"]["steps"])
 
 
-def _stored(store: Store, inputs: dict[str, Any]) -> Steps | None:
-    entry = store.entry(KIND, digest(inputs)[:KEY_LENGTH])
-    try:
-        entry.verified()
-        return Steps(inputs, read_json(entry.path / FILE))
-    except StoreError:
-        return None
-
-
 def keep(found: Sequence[Timed], store: Store) -> None:
     """Write the decisions that are not in the store yet; whoever is first decides."""
     for steps in (one.steps for one in found):
-        if steps is None or steps.seconds is None:
-            continue
-        entry, clock = store.entry(KIND, steps.key), Clock()
-        with entry.locked(wait_s=10.0):
-            if _stored(store, steps.inputs) is None:
-                if entry.done():  # of the right size, and yet not what was written
-                    entry.set_aside()
-                entry.begin(steps.inputs)
-                write_json(entry.path / FILE, steps.content)
-                entry.commit("ok", clock.facts() | {"step_s": steps.seconds})
+        if steps is not None and steps.seconds is not None:
+            decisions.keep(store, steps.inputs, FILE, steps.content, {"step_s": steps.seconds})
 
 
 def facts(found: Sequence[Timed]) -> list[dict[str, Any]]:

@@ -105,8 +105,9 @@ def parse_only(choices: Sequence[str], suite: Suite) -> dict[str, set[str]]:
     Raises:
         ConfigError: unknown selector or value, with a did-you-mean.
     """
+    timed = [timed_label(a, b) for a, b in timed_contrasts(suite)]
     known = {
-        "objective": {*suite.arm_labels, "floor", "ceiling", *_timed_labels(suite)},
+        "objective": {*suite.arm_labels, "floor", "ceiling", *timed},
         "student": set(suite.students),
         "teacher": set(suite.teachers),
         "seed": {str(seed) for seed in suite.seeds},
@@ -125,10 +126,6 @@ def parse_only(choices: Sequence[str], suite: Suite) -> dict[str, set[str]]:
                 )
             only.setdefault(key, set()).add(value)
     return only
-
-
-def _timed_labels(suite: Suite) -> list[str]:
-    return [timed_label(a, b) for a, b in timed_contrasts(suite)] if suite.compare.equal_time else []
 
 
 def plan(suite: Suite, base: Path, store: Store) -> Plan:
@@ -150,8 +147,9 @@ def plan(suite: Suite, base: Path, store: Store) -> Plan:
         if AFTER in job.inputs:
             cells.append(PlannedCell(cell, job, *_waits(cell)))
             continue
-        state = store.entry("cells", job.key).state()
-        state = "damaged" if state in FINAL and job.id not in done else state
+        found = done.get(job.id)
+        state = found["status"] if found else store.entry("cells", job.key).state()
+        state = "damaged" if state in FINAL and not found else state
         cells.append(PlannedCell(cell, job, state, "" if state in FINAL else _why(state, job, before.get(_name(cell)))))
     return Plan(suite, planner, cells, done, tuned, timed)
 

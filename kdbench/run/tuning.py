@@ -12,14 +12,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from kdbench.errors import StoreError
-from kdbench.files import digest, read_json, write_json
-from kdbench.run.job import KEY_LENGTH, Job
+from kdbench.files import read_json
+from kdbench.run import decisions
+from kdbench.run.job import Job
 from kdbench.run.jobs import Planner
-from kdbench.run.store import Clock, Entry, Store
+from kdbench.run.store import Entry, Store
 from kdbench.suite.matrix import Cell, Place, place
 from kdbench.suite.schema import Suite
 
-KIND, FILE = "choices", "choice.json"
+FILE = "choice.json"
 RULE = "fewest diverged trials, then highest mean score, then smallest lr, then first in the list"
 WAITS = "after tuning"  # the state of a cell whose settings are not chosen yet
 
@@ -41,7 +42,7 @@ class Choice:
     @property
     def key(self) -> str:
         """The content key."""
-        return _key(self.inputs)
+        return decisions.key(self.inputs)
 
 
 @dataclass(frozen=True)
@@ -99,15 +100,11 @@ def _point(suite: Suite, cell: Cell) -> dict[str, Any]:
     return {name: cell.settings[name] for name in (suite.tune.names if suite.tune else ())}
 
 
-def _key(inputs: Mapping[str, Any]) -> str:
-    return digest(inputs)[:KEY_LENGTH]
-
-
 def _choose(store: Store, inputs: dict[str, Any], damaged: dict[str, Entry]) -> Choice | None:
     """Return the stored choice, or make it from trials that have all ended; else None."""
-    stored = _stored(store, inputs)
-    if stored is not None:
-        return stored
+    if stored := decisions.stored(store, inputs, FILE):
+        content, timing = stored
+        return Choice(inputs, content, timing["trials_s"])
     entries = {trial["cell"]: store.entry("cells", trial["cell"]) for trial in inputs["trials"]}
     done = {key: entry.done() for key, entry in entries.items()}
     if any(one is None or one["status"] not in ("ok", "diverged") for one in done.values()):
@@ -122,15 +119,6 @@ def _choose(store: Store, inputs: dict[str, Any], damaged: dict[str, Entry]) -> 
         return None
     seconds = {key: one["timing"]["wall_s"] for key, one in done.items() if one}
     return Choice(inputs, _content(inputs["trials"], scores), seconds)
-
-
-def _stored(store: Store, inputs: dict[str, Any]) -> Choice | None:
-    entry = store.entry(KIND, _key(inputs))
-    try:
-        done = entry.verified()
-        return Choice(inputs, read_json(entry.path / FILE), done["timing"]["trials_s"])
-    except StoreError:
-        return None
 
 
 def _score(entry: Entry, weights: Mapping[str, float]) -> float | None:
@@ -174,15 +162,7 @@ def keep(tuned: Tuned, store: Store) -> None:
             if entry.done():
                 entry.set_aside()
     for choice in tuned.choices.values():
-        entry, clock = store.entry(KIND, choice.key), Clock()
-        with entry.locked(wait_s=10.0):
-            if _stored(store, choice.inputs):
-                continue
-            if entry.done():  # of the right size, and yet not what was written
-                entry.set_aside()
-            entry.begin(choice.inputs)
-            write_json(entry.path / FILE, choice.content)
-            entry.commit("ok", clock.facts() | {"trials_s": choice.seconds})
+        decisions.keep(store, choice.inputs, FILE, choice.content, {"trials_s": choice.seconds})
 
 
 def facts(tuned: Tuned) -> dict[str, Any]:

@@ -108,8 +108,8 @@ def timed_label(objective: str, baseline: str) -> str:
 
 
 def timed_contrasts(suite: Suite) -> list[tuple[str, str]]:
-    """Return the contrasts of which both sides are trained here, so that their seconds are known and can be set."""
-    trained = {*suite.labels}
+    """Return the contrasts at equal wall time: both sides are trained here, and the suite asks for them."""
+    trained = {*suite.labels} if suite.compare.equal_time else set()
     return [(a, b) for a, b in suite.named_contrasts if a in trained and b in trained]
 
 
