@@ -278,7 +278,13 @@ class Dist:
     @cached_property
     def entropy(self) -> Tensor:
         """−Σ p log p, `[N]`."""
-        return -kl(self.log_probs, torch.zeros_like(self.log_probs))
+        if self.log_probs.requires_grad and torch.is_grad_enabled():
+            return -kl(self.log_probs, torch.zeros_like(self.log_probs))
+        shares = self.log_probs.exp().mul_(self.log_probs)  # two tensors of [N, V] instead of five
+        sums = shares.sum(-1)
+        if not bool(sums.isfinite().all()):
+            sums = shares.masked_fill_(self.log_probs == NEG_INF, 0.0).sum(-1)
+        return -sums
 
 
 class _Others(torch.autograd.Function):

@@ -28,11 +28,8 @@ def _softmax(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _dot(weights: Tensor, values: Tensor) -> Tensor:
-    """Σ weights · values, `[N]`, where 0 · ∞ is 0; `values` may be overwritten."""
-    found = torch.linalg.vecdot(weights, values)
-    if not bool(found.isfinite().all()):
-        found = torch.linalg.vecdot(weights, values.masked_fill_(weights == 0, 0.0))
-    return found
+    """Σ weights · values, `[N]`, where 0 · ∞ is 0; `values` are overwritten."""
+    return _share_of(weights, values)[1]
 
 
 def _share_of(q: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -44,9 +41,9 @@ def _share_of(q: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     return shares, sums
 
 
-def _centred(q: Tensor, shares: Tensor, sums: Tensor, weight: Tensor) -> Tensor:
-    """weight · (shares − q · sums): the slope of Σ q ⊙ values, q a softmax."""
-    return torch.addcmul(shares, q, sums[:, None], value=-1).mul_(weight[:, None])
+def _centred(q: Tensor, shares: Tensor, sums: Tensor) -> Tensor:
+    """Turn `shares` into shares − q · sums in place: the slope of Σ q ⊙ values, q a softmax."""
+    return shares.addcmul_(q, sums[:, None], value=-1)
 
 
 class ForwardKL(torch.autograd.Function):
@@ -55,15 +52,16 @@ class ForwardKL(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, teacher: Tensor, student: Tensor) -> Tensor:
         p, norm_p = _softmax(teacher)
+        gap = _dot(p, teacher - student)
         q, norm_q = _softmax(student)
-        ctx.save_for_backward(p, q)
-        return _dot(p, teacher - student) - (norm_p - norm_q)
+        ctx.save_for_backward(q.sub_(p))
+        return gap - (norm_p - norm_q)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, weight: Tensor) -> tuple[None, Tensor]:
-        p, q = ctx.saved_tensors
-        return None, torch.sub(q, p).mul_(weight[:, None])
+        (slope,) = ctx.saved_tensors
+        return None, slope * weight[:, None]
 
 
 class ReverseKL(torch.autograd.Function):
@@ -71,16 +69,18 @@ class ReverseKL(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, teacher: Tensor, student: Tensor) -> Tensor:
+        norm_p = teacher.logsumexp(-1)  # before the others need their room
         q, norm_q = _softmax(student)
-        gap = torch.sub(student, teacher).sub_((norm_q - teacher.logsumexp(-1))[:, None])
+        gap = torch.sub(student, teacher).sub_((norm_q - norm_p)[:, None])
         shares, value = _share_of(q, gap)
-        ctx.save_for_backward(q, shares, value)
+        ctx.save_for_backward(_centred(q, shares, value))
         return value
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, weight: Tensor) -> tuple[None, Tensor]:
-        return None, _centred(*ctx.saved_tensors, weight)
+        (slope,) = ctx.saved_tensors
+        return None, slope * weight[:, None]
 
 
 class GeneralisedJSD(torch.autograd.Function):
@@ -94,13 +94,14 @@ class GeneralisedJSD(torch.autograd.Function):
         of_p = _dot(p, torch.sub(teacher, log_m)) - norm_p
         shares, of_q = _share_of(q, log_m.neg_().add_(student).sub_(norm_q[:, None]))
         ctx.beta = beta
-        ctx.save_for_backward(q, shares, of_q)
+        ctx.save_for_backward(_centred(q, shares, of_q))
         return beta * of_p + (1 - beta) * of_q
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, weight: Tensor) -> tuple[None, Tensor, None]:
-        return None, _centred(*ctx.saved_tensors, (1 - ctx.beta) * weight), None
+        (slope,) = ctx.saved_tensors
+        return None, slope * ((1 - ctx.beta) * weight)[:, None], None
 
 
 class _Decoupled:
@@ -178,7 +179,7 @@ class ReverseParts(torch.autograd.Function):
         spread = (q.log_target + q.log_others).exp()
         odds = (q.log_target - q.log_others) - (p.log_target - p.log_others)
         along = torch.where(spread > 0, spread * odds, 0.0)
-        ctx.save_for_backward(q.others, shares, sums, q.scale, spread, along, target)
+        ctx.save_for_backward(q.others, _centred(q.others, shares, sums), q.scale, spread, along, target)
         return _binary_kl(q, p), sums, q.log_others.exp()
 
     @staticmethod
@@ -186,7 +187,7 @@ class ReverseParts(torch.autograd.Function):
     def backward(
         ctx: Any, of_target: Tensor, of_diversity: Tensor, of_coefficient: Tensor
     ) -> tuple[None, Tensor, None]:
-        q, shares, sums, scale, spread, slope_along, target = ctx.saved_tensors
+        q, centred, scale, spread, slope_along, target = ctx.saved_tensors
         along = of_target * slope_along - of_coefficient * spread
-        slope = _centred(q, shares, sums, of_diversity * scale).addcmul_(q, (along * scale)[:, None], value=-1)
+        slope = torch.mul(centred, (of_diversity * scale)[:, None]).addcmul_(q, (along * scale)[:, None], value=-1)
         return None, slope.scatter_(-1, target[:, None], along[:, None]), None

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kdbench.api import Dist, LossParts, Objective, Tokens
-from kdbench.distill.loss import TeacherStates, chunk_size, fused_loss, fused_probe, head_logits, step_weights
+from kdbench.distill.loss import TeacherStates, chunk_size, fused_loss, fused_probe, head_logits, room, step_weights
 from kdbench.errors import ConfigError
 from kdbench.registry import objective
 
@@ -68,17 +68,18 @@ def _linear_tokens(
     if taught is None or not chosen.weighs:
         return Tokens(sequence=sequence, target=target)
     log_probs, entropies = [target.new_zeros(0, dtype=torch.float32)], [target.new_zeros(0, dtype=torch.float32)]
-    size = chunk_size(taught.head, memory)
-    for begin in range(0, len(target), size):
-        log_prob, entropy = _statistics(taught, target, slice(begin, begin + size))
+    size = min(chunk_size(taught.head, memory), len(target))
+    space = room(size, taught.head)
+    for begin in range(0, len(target), size or 1):
+        log_prob, entropy = _statistics(taught, target, slice(begin, begin + size), space)
         log_probs.append(log_prob)
         entropies.append(entropy)
     return Tokens(sequence, torch.cat(log_probs), torch.cat(entropies), target=target)
 
 
-def _statistics(taught: TeacherStates, target: Tensor, part: slice) -> tuple[Tensor, Tensor]:
+def _statistics(taught: TeacherStates, target: Tensor, part: slice, space: Tensor | None) -> tuple[Tensor, Tensor]:
     """Return log p(target) and entropy of some tokens; the logits of a chunk are gone before the next are made."""
-    dist = Dist(head_logits(taught.hidden[part], taught.head), target[part])
+    dist = Dist(head_logits(taught.hidden[part], taught.head, space), target[part])
     return dist.log_prob_target, dist.entropy
 
 

@@ -19,6 +19,7 @@ from kdbench.registry import objective
 
 CHUNK_BYTES = 24 * 2**20  # stays near a core's cache where the vocabulary is small
 MIN_ROWS = 128  # fewer would read the heads from memory more often than it takes to multiply with them
+EXACT = (torch.float32, torch.float64)  # what a logit is kept in; half precision is widened
 LIVE_TENSORS = 12  # fp32 [chunk, V] tensors alive at the worst moment of a divergence's forward and backward pass
 
 
@@ -206,11 +207,12 @@ class _Fused(torch.autograd.Function):
         need_hidden, need_head = ctx.needs_input_grad[:2]
         grad_hidden = torch.zeros_like(hidden) if need_hidden else None
         grad_head = torch.zeros_like(head, dtype=_accumulator(head)) if need_head else None
-        size = chunk_size(head, memory)
+        size = min(chunk_size(head, memory), targets.numel())
+        rooms = room(size, head), None if teacher is None else room(size, teacher.head)
         sums: dict[str, Tensor] = {}
-        for begin in range(0, targets.numel(), size):
+        for begin in range(0, targets.numel(), size or 1):
             part = slice(begin, min(begin + size, targets.numel()))
-            slope, weighted = _chunk(hidden[part], head, teacher, targets, chosen, weights, start, part)
+            slope, weighted = _chunk(hidden[part], head, teacher, targets, chosen, weights, start, part, rooms)
             for name, value in weighted.items():
                 sums[name] = sums[name] + value if name in sums else value
             if need_hidden:
@@ -236,11 +238,16 @@ def _accumulator(head: Tensor) -> torch.dtype:
     return torch.float32 if head.dtype in (torch.float16, torch.bfloat16) else head.dtype
 
 
-def _chunk(hidden, head, teacher, targets, chosen, weights, start, part):
+def room(rows: int, head: Tensor) -> Tensor | None:
+    """Return room for logits that every chunk fills anew: asking the system for it costs as much as a pass over it."""
+    return head.new_empty(rows, head.shape[0]) if head.dtype in EXACT else None
+
+
+def _chunk(hidden, head, teacher, targets, chosen, weights, start, part, rooms):
     """Return the slope of the loss at a chunk's student logits, `[chunk, V]`, and the chunk's weighted terms."""
     target = targets[part]
-    logits = head_logits(hidden, head).requires_grad_()
-    taught = None if teacher is None else Dist(head_logits(teacher.hidden[part], teacher.head), target)
+    logits = head_logits(hidden, head, rooms[0]).requires_grad_()
+    taught = None if teacher is None else Dist(head_logits(teacher.hidden[part], teacher.head, rooms[1]), target)
     window = slice(start + part.start, start + part.stop)
     with torch.enable_grad():
         measured = chosen.terms(Dist(logits, target), taught, weights.tokens.part(window))
@@ -251,6 +258,9 @@ def _chunk(hidden, head, teacher, targets, chosen, weights, start, part):
 
 
 @torch.no_grad()
-def head_logits(hidden: Tensor, head: Tensor) -> Tensor:
+def head_logits(hidden: Tensor, head: Tensor, room: Tensor | None = None) -> Tensor:
+    """Return the logits `[N, V]` of hidden states, at least in fp32; written into the first rows of `room` if given."""
+    if room is not None and isinstance(hidden, Tensor):  # rows of a sparse layout make their own
+        return torch.mm(hidden.to(head.dtype), head.t(), out=room[: hidden.shape[0]]).detach()
     logits = hidden.to(head.dtype) @ head.t()
-    return logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
+    return logits if logits.dtype in EXACT else logits.float()
