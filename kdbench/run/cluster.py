@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 import secrets
+import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ from kdbench.run.where import Where
 from kdbench.run.workers import environment
 
 MODEL_KINDS = ("models", "teacher_texts", "teacher_cache", "cells")  # the jobs that use a GPU where there is one
+CONNECT_SECONDS = 10
 NETWORK_DISKS = ("nfs", "cifs", "smb", "lustre", "beegfs", "fuse", "9p", "afs", "gpfs", "ceph")
 
 
@@ -97,6 +99,7 @@ def _join(ray: Any, address: str) -> None:
             f"--address {address}: expected HOST:PORT of the head, or auto; run kdbench on a node of it, since "
             "it writes into the same results folder as the nodes"
         )
+    _knock(address)
     try:
         ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     except Exception as error:  # of many kinds: no connection, another version, a node that does not start in time
@@ -104,6 +107,20 @@ def _join(ray: Any, address: str) -> None:
         raise ConfigError(
             f"--address {address}: no Ray cluster could be joined or started there: {reason[0]} "
             "(start one: ray start --head --disable-usage-stats; the same Python and Ray everywhere)"
+        ) from None
+
+
+def _knock(address: str) -> None:
+    """Ask whether anything listens at HOST:PORT; Ray itself tries for minutes before it says so."""
+    host, _, port = address.rpartition(":")
+    if not port.isdigit():  # auto, local
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigError(
+            f"--address {address}: expected a Ray head that listens there, found none ({error}); "
+            "start one: ray start --head --disable-usage-stats, and give the address that it prints"
         ) from None
 
 

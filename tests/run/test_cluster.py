@@ -140,10 +140,8 @@ def test_a_suite_stopped_once_and_robbed_of_a_node_ends_with_the_bytes_of_a_loca
     assert not list(target.rglob("*.corrupt*")) and not list(target.glob(".tmp-*"))
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_an_address_where_nothing_listens_ends_in_one_error(suite_file, tmp_path):
     pytest.importorskip("ray", reason=WITHOUT)
     told = ("--executor", "ray", "--address", "127.0.0.1:1", "--no-mlflow")
     found = kdbench("run", suite_file, "--results-dir", tmp_path / "r", *told, check=2)
-    assert "no Ray cluster" in found.stderr and "Traceback" not in found.stderr
+    assert "a Ray head that listens there" in found.stderr and "Traceback" not in found.stderr
