@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+SCALE ?= --quick
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
 
 .PHONY: quickstart install test faults reference bench calibration lock schema
@@ -23,8 +24,8 @@ faults: $(VENV)/.installed-test  ## run every test of the matrix of faults and p
 reference: $(VENV)/.installed-reference  ## compare with trl, liger-kernel, torchtune and torchdistill (Linux)
 	$(BIN)/python -m pytest tests/reference -rs
 
-bench: $(VENV)/.installed-reference  ## measure beside trl, liger-kernel, torchtune and lm-eval; QUICK=--quick for less
-	$(BIN)/python -m benchmarks --write $(QUICK)
+bench: $(VENV)/.installed-reference  ## measure beside trl, liger-kernel, torchtune and lm-eval: an hour; SCALE= for all
+	$(BIN)/python -m benchmarks --write $(SCALE)
 
 calibration: $(VENV)/.installed-run  ## simulate how often the verdict errs
 	$(BIN)/python -m benchmarks.calibration --write

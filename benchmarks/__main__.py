@@ -18,7 +18,7 @@ ON_GPU = ("head", "step")
 
 @click.command()
 @click.option("--only", default=",".join(GROUPS), metavar="GROUP,…", help=f"Of {', '.join(GROUPS)}.")
-@click.option("--quick", is_flag=True, help="The small vocabulary alone, fewer turns and cells.")
+@click.option("--quick", is_flag=True, help="An hour: fewer tokens at the large vocabulary, two turns, fewer cells.")
 @click.option("--turns", type=click.IntRange(min=1), help="Measure each contestant so often. Default: 3 to 5 times.")
 @click.option("--smoke", is_flag=True, help="Seconds, to see that everything runs; the ratios mean nothing.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write all rows there.")
@@ -57,6 +57,7 @@ def measure(
     for group in groups:
         for device in ("cpu", "cuda")[: 2 if gpu and group in ON_GPU else 1]:
             click.echo(f"{group} on {device}", err=True)
+            turns = turns or (2 if scale == "quick" else None)
             bench = Bench(scale, device, say=lambda line: click.echo(line, err=True), turns=turns)
             found = importlib.import_module(f"benchmarks.{group}").run(bench)
             rows += [_on(device, row) for row in found]

@@ -37,7 +37,7 @@ REASONS: dict[str, str] = {
     **{
         f"head: {name}, V = {vocabulary}: memory": GRADIENTS + (f" {GRAPH}" if name == "user-written" else "")
         for name in ("kl", "reverse_kl", "jsd", "atkd", "user-written")
-        for vocabulary in ("50,272", "151,936")
+        for vocabulary in ("50,272", "151,936", "151,936, 512 tokens")
     },
     "matrix: ": "Workers start once for the whole matrix, and that start is a good part of cells this small.",
 }

@@ -36,9 +36,9 @@ extra memory* is how far the work raised the peak of its process as the OS sees 
 that it hands back are part of it. `floor` is the bare matrix products that any method needs. A target stands where one
 was set before; the other rows are there for comparison.
 
-    make bench                              # everything; needs the reference extra for the peers
+    make bench                              # installs the peers, then `--quick`: about an hour
+    make bench SCALE=                       # all tokens at the large vocabulary, 3 to 5 turns, 10,000 cells: hours
     python -m benchmarks --only head,step   # some groups
-    python -m benchmarks --quick            # the small vocabulary alone, fewer turns
     python -m benchmarks --json rows.json
 """
 
