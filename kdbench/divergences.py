@@ -7,12 +7,12 @@ excludes (logit −inf) give neither NaN values nor NaN gradients. Shapes: `N` t
 from __future__ import annotations
 
 import math
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from kdbench import gradients
+from kdbench.compiling import compiling, once
 from kdbench.gradients import EXCLUDED
 
 NEG_INF = float("-inf")
@@ -21,7 +21,10 @@ SUPPORTS = ("full", "topk", "topk_both", "topk+tail", "sampled")
 
 def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     """KL(p‖q) = Σ p (log p − log q) of two log-distributions `[N, K]`; returns `[N]`. Differentiable in both."""
-    return _KL.apply(log_p, log_q)
+    if not compiling():
+        return _KL.apply(log_p, log_q)
+    difference = (log_p - log_q).masked_fill(log_p == NEG_INF, 0.0)
+    return (log_p.exp() * difference).sum(-1)
 
 
 def log_mixture(log_a: Tensor, log_b: Tensor, share: float | Tensor) -> Tensor:
@@ -33,10 +36,11 @@ def log_mixture(log_a: Tensor, log_b: Tensor, share: float | Tensor) -> Tensor:
         return log_a if share else log_b
     share = torch.as_tensor(share, dtype=log_a.dtype, device=log_a.device)
     neither = (log_a == NEG_INF) & (log_b == NEG_INF)
-    if bool(neither.any()):
-        mixed = log_mixture(log_a.masked_fill(neither, 0.0), log_b.masked_fill(neither, 0.0), share)
-        return mixed.masked_fill(neither, NEG_INF)
-    return torch.logaddexp(log_a + share.log(), log_b + torch.log1p(-share))
+    masked = compiling() or bool(neither.any())
+    if masked:
+        log_a, log_b = log_a.masked_fill(neither, 0.0), log_b.masked_fill(neither, 0.0)
+    mixed = torch.logaddexp(log_a + share.log(), log_b + torch.log1p(-share))
+    return mixed.masked_fill(neither, NEG_INF) if masked else mixed
 
 
 def kl_of(p: Dist, q: Dist) -> Tensor:
@@ -241,30 +245,30 @@ class Dist:
             return Dist(self.logits / tau[:, None].to(self.logits.dtype), self.target)
         return self if tau == 1.0 else Dist(self.logits / tau, self.target)
 
-    @cached_property
+    @once
     def log_probs(self) -> Tensor:
         """log softmax, `[N, V]`."""
         return self.logits.log_softmax(-1)
 
-    @cached_property
+    @once
     def probs(self) -> Tensor:
         """softmax, `[N, V]`."""
         return self.log_probs.exp()
 
-    @cached_property
+    @once
     def _target_logit(self) -> Tensor:
         return self.logits.gather(-1, self.target[:, None])[:, 0]
 
-    @cached_property
+    @once
     def log_prob_target(self) -> Tensor:
         """log p(target), `[N]`."""
         return self.log_probs.gather(-1, self.target[:, None])[:, 0]
 
-    @cached_property
+    @once
     def _others(self) -> tuple[Tensor, Tensor]:
         return _Others.apply(self.logits, self.target)
 
-    @cached_property
+    @once
     def log_binary(self) -> Tensor:
         """(log p(target), log(1 − p(target))), `[N, 2]`; the latter exact also where 1 − p would round to 0."""
         parts = torch.stack((self._target_logit, self._others[1]), -1)
@@ -275,10 +279,10 @@ class Dist:
         """log of the distribution renormalised over the V−1 other classes, `[N, V]`; `EXCLUDED` at the target."""
         return self._others[0]
 
-    @cached_property
+    @once
     def entropy(self) -> Tensor:
         """−Σ p log p, `[N]`."""
-        if self.log_probs.requires_grad and torch.is_grad_enabled():
+        if compiling() or (self.log_probs.requires_grad and torch.is_grad_enabled()):
             return -kl(self.log_probs, torch.zeros_like(self.log_probs))
         shares = self.log_probs.exp().mul_(self.log_probs)  # two tensors of [N, V] instead of five
         sums = shares.sum(-1)

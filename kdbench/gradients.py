@@ -13,12 +13,17 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from kdbench.compiling import compiling
+
 EXCLUDED = -1e30  # a logit of a class that a view leaves out: exp is 0, and differences stay finite
 
 
 def applies(teacher_logits: Tensor, student_logits: Tensor) -> bool:
-    """Whether the closed forms may be used: nothing asks for the teacher's gradient."""
-    return not (teacher_logits.requires_grad and torch.is_grad_enabled())
+    """Whether the closed forms may be used: nothing asks for the teacher's gradient, and no compiler is at work.
+
+    A compiler fuses the formulas' own passes, and cannot trace a function that looks at values.
+    """
+    return not compiling() and not (teacher_logits.requires_grad and torch.is_grad_enabled())
 
 
 def _softmax(logits: Tensor) -> tuple[Tensor, Tensor]:

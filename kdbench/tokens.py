@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from kdbench.compiling import once
 from kdbench.seeding import uniform
 
 
@@ -79,14 +79,14 @@ class Tokens:
         """Return these tokens with more that is known of them."""
         return replace(self, known={**self.known, **found})
 
-    @cached_property
+    @once
     def uncertainty(self) -> Tensor:
         """UNC = 1 − p(target) under the teacher, `[N]` (ATKD's uncertainty coefficient)."""
         if self.log_prob_target is None:
             raise ValueError("these tokens have no teacher, so no uncertainty")
         return -torch.expm1(self.log_prob_target)
 
-    @cached_property
+    @once
     def from_student(self) -> Tensor:
         """`[N]` bool: generated while training."""
         return torch.zeros_like(self.sequence, dtype=torch.bool) if self.sampled is None else self.sampled

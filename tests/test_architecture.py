@@ -31,7 +31,8 @@ LEVELS = [
     {"api"},
     {"tokens"},
     {"divergences"},
-    {"errors", "failpoints", "files", "gradients", "seeding", "trajectories"},
+    {"gradients"},
+    {"compiling", "errors", "failpoints", "files", "seeding", "trajectories"},
 ]
 
 

@@ -25,6 +25,7 @@ def linear_loss(
     mask: Tensor | None = None,
     memory: int | None = None,
     sampled: Tensor | None = None,
+    compiled: bool = False,
 ) -> LossParts:
     """Compute an objective from hidden states and output heads; no `[tokens, V]` tensor is ever built.
 
@@ -40,6 +41,7 @@ def linear_loss(
         mask: like `targets`; True where a token counts. Default: all count.
         memory: bytes that one chunk of logits and its gradients may take; by default small against any model.
         sampled: like `targets`; True where the student wrote the token. Default: nowhere.
+        compiled: the objective's terms by `torch.compile`, for a GPU; the first call takes longer.
 
     Raises:
         ConfigError: unknown objective, or shapes that do not fit.
@@ -56,7 +58,7 @@ def linear_loss(
     if chosen.probes and len(tokens):
         tokens = tokens.knowing(fused_probe(chosen, hidden.detach(), student_head.detach(), taught, tokens))
     weights = step_weights(chosen, tokens)
-    return fused_loss(chosen, hidden, student_head, taught, target, weights, memory=memory)
+    return fused_loss(chosen, hidden, student_head, taught, target, weights, memory=memory, compiled=compiled)
 
 
 def _linear_tokens(

@@ -6,8 +6,9 @@ Legend: `N` valid tokens, `V` vocabulary, `H` hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from kdbench.registry import objective
 CHUNK_BYTES = 24 * 2**20  # stays near a core's cache where the vocabulary is small
 MIN_ROWS = 128  # fewer would read the heads from memory more often than it takes to multiply with them
 EXACT = (torch.float32, torch.float64)  # what a logit is kept in; half precision is widened
+BACKEND = "inductor"  # of torch.compile
 LIVE_TENSORS = 12  # fp32 [chunk, V] tensors alive at the worst moment of a divergence's forward and backward pass
 
 
@@ -158,6 +160,7 @@ def fused_loss(
     weights: StepWeights,
     start: int = 0,
     memory: int | None = None,
+    compiled: bool = False,
 ) -> LossParts:
     """Compute an objective from hidden states, chunk by chunk, and fold each chunk's gradient at once.
 
@@ -170,9 +173,11 @@ def fused_loss(
         targets: `[N]`.
         weights: of the global batch, of which these tokens are `start : start + N`.
         memory: bytes that one chunk of logits and its gradients may take.
+        compiled: the terms by `torch.compile`.
     """
     names: list[str] = []
-    total, *values = _Fused.apply(hidden, head, teacher, targets, chosen, weights, start, memory, names)
+    measure = terms_compiled_for(chosen.label) if compiled else terms_of
+    total, *values = _Fused.apply(hidden, head, teacher, targets, chosen, weights, start, memory, names, measure)
     return _parts(dict(zip(names, values, strict=True)), targets.numel(), total)
 
 
@@ -203,7 +208,7 @@ class _Fused(torch.autograd.Function):
     """The forward pass makes the gradients too, so that no chunk has to be kept or made twice."""
 
     @staticmethod
-    def forward(ctx, hidden, head, teacher, targets, chosen, weights, start, memory, names):
+    def forward(ctx, hidden, head, teacher, targets, chosen, weights, start, memory, names, measure):
         need_hidden, need_head = ctx.needs_input_grad[:2]
         grad_hidden = torch.zeros_like(hidden) if need_hidden else None
         grad_head = torch.zeros_like(head, dtype=_accumulator(head)) if need_head else None
@@ -212,7 +217,11 @@ class _Fused(torch.autograd.Function):
         sums: dict[str, Tensor] = {}
         for begin in range(0, targets.numel(), size or 1):
             part = slice(begin, min(begin + size, targets.numel()))
-            slope, weighted = _chunk(hidden[part], head, teacher, targets, chosen, weights, start, part, rooms)
+            taught = None if teacher is None else head_logits(teacher.hidden[part], teacher.head, rooms[1])
+            window = slice(start + part.start, start + part.stop)
+            logits = head_logits(hidden[part], head, rooms[0])
+            slope, weighted = _chunk(measure, chosen, logits, taught, targets[part], weights, window)
+            slope = slope.to(head.dtype)
             for name, value in weighted.items():
                 sums[name] = sums[name] + value if name in sums else value
             if need_hidden:
@@ -230,7 +239,7 @@ class _Fused(torch.autograd.Function):
         grad_hidden, grad_head = ctx.saved_tensors
         one = bool(slope == 1)  # the usual case, in which a copy of the head's gradient is saved
         scaled = (g if g is None or one else g * slope.to(g.dtype) for g in (grad_hidden, grad_head))
-        return *scaled, None, None, None, None, None, None, None
+        return *scaled, *[None] * 8
 
 
 def _accumulator(head: Tensor) -> torch.dtype:
@@ -243,18 +252,30 @@ def room(rows: int, head: Tensor) -> Tensor | None:
     return head.new_empty(rows, head.shape[0]) if head.dtype in EXACT else None
 
 
-def _chunk(hidden, head, teacher, targets, chosen, weights, start, part, rooms):
+def _chunk(measure, chosen, logits, taught, target, weights, window):
     """Return the slope of the loss at a chunk's student logits, `[chunk, V]`, and the chunk's weighted terms."""
-    target = targets[part]
-    logits = head_logits(hidden, head, rooms[0]).requires_grad_()
-    taught = None if teacher is None else Dist(head_logits(teacher.hidden[part], teacher.head, rooms[1]), target)
-    window = slice(start + part.start, start + part.stop)
+    logits.requires_grad_()
     with torch.enable_grad():
-        measured = chosen.terms(Dist(logits, target), taught, weights.tokens.part(window))
+        measured = measure(chosen, logits, taught, target, weights.tokens.part(window))
         weighted = weigh(measured, weights, window)
         total = torch.stack(list(_lost(weighted).values())).sum()
         (slope,) = torch.autograd.grad(total, logits)
-    return slope.to(head.dtype), {name: value.detach() for name, value in weighted.items()}
+    return slope, {name: value.detach() for name, value in weighted.items()}
+
+
+def terms_of(
+    chosen: Objective, logits: Tensor, taught: Tensor | None, target: Tensor, tokens: Tokens
+) -> Mapping[str, Tensor]:
+    """Return an objective's terms, name → `[N]`, of a chunk of logits `[N, V]`."""
+    return chosen.terms(Dist(logits, target), None if taught is None else Dist(taught, target), tokens)
+
+
+@lru_cache(maxsize=1)
+def terms_compiled_for(label: str) -> Callable[..., Mapping[str, Tensor]]:
+    """Return `terms_of`, compiled for an objective; sizes are symbols from the start, so that no order of chunks and no
+    resumption changes which kernels run. What was compiled for another objective is forgotten: torch keeps few."""
+    torch.compiler.reset()
+    return torch.compile(terms_of, dynamic=True, backend=BACKEND)
 
 
 @torch.no_grad()

@@ -41,6 +41,7 @@ class Plan:
     micro_batch: int | None = None
     dropout: bool = False
     checkpoint_steps: int = 50
+    compile: bool = False
     gradient_checkpointing: bool = False
 
 
@@ -220,7 +221,7 @@ class _Learner:
             with part("probe"):
                 tokens = self._known(now, batch, rows)
             with memory.checkpointed(self.model, plan.gradient_checkpointing, plan.dropout):
-                return backward(self.model, now, batch, tokens, rows, self.vocabulary, self.precision)
+                return backward(self.model, now, batch, tokens, rows, self.vocabulary, self.precision, plan.compile)
 
     def _sizes(self, batch: Batch) -> str:
         return memory.sizes(self.model, *batch.ids.shape, self.vocabulary)
@@ -299,6 +300,7 @@ def backward(
     micro_batch: int | None,
     vocabulary: int,
     precision: str,
+    compiled: bool = False,
 ) -> Sums:
     """Accumulate the gradient of one global batch, `micro_batch` rows at a time.
 
@@ -313,7 +315,8 @@ def backward(
             hidden = batch.hidden(model, rows, precision)
         target, states = weights.tokens.target[window], batch.states(window)
         with part("loss with heads"):
-            parts = fused_loss(objective, hidden, head(model, vocabulary), states, target, weights, window.start)
+            weight = head(model, vocabulary)
+            parts = fused_loss(objective, hidden, weight, states, target, weights, window.start, compiled=compiled)
         with part("student backward"):
             parts.total.backward()
         sums.add(parts)

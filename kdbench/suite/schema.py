@@ -80,6 +80,10 @@ class Train(Part):
     betas: tuple[float, float] = (0.9, 0.999)
     dropout: bool = Field(False, description="keep the architecture's dropout while training")
     checkpoint_steps: int = Field(50, gt=0)
+    compile: bool = Field(
+        False,
+        description="the objective's terms by torch.compile: fewer kernels on a GPU; rounds in another order",
+    )
     gradient_checkpointing: bool = Field(
         False, description="keep no activations inside layers but compute them again: less memory, a third more time"
     )

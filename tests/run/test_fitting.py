@@ -20,7 +20,7 @@ from tests.conftest import kdbench
 
 def test_what_is_not_used_is_in_no_key():
     plain = training(Train(steps=4, lr=0.1, batch_tokens=256), 32)
-    assert not {"lora", "gradient_checkpointing"} & set(plain)
+    assert not {"compile", "lora", "gradient_checkpointing"} & set(plain)
     used = training(Train(steps=4, lr=0.1, gradient_checkpointing=True, lora={"r": 2}), 32)
     assert used["lora"] == {"r": 2, "alpha": 16.0, "targets": []} and used["gradient_checkpointing"] is True
 
