@@ -33,7 +33,7 @@ LAYER = {
 }  # fmt: skip
 _IN_LAYER = re.compile(r"blk\.(\d+)\.([a-z_]+)\.weight")
 # How a byte-level BPE parts text before it merges: whether each digit stands alone (llama.cpp, llama-vocab.cpp)
-SPLITS = {"gpt-2": False, "default": False, "smollm": True}
+SPLITS = {"gpt-2": False, "smollm": True}
 CONTROL, USER_DEFINED = 3, 4  # token types
 
 
@@ -81,9 +81,11 @@ def config(path: Path) -> Any:
             f"gguf: expected the architecture {ARCHITECTURE!r} in {path.name}, found {name!r}; convert the model to a "
             "folder of safetensors with its own tools and name that with `path:`"
         )
-    if told.get("llama.rope.scaling.type", "none") != "none" or told.get("llama.expert_count", 0):
-        raise ConfigError(f"gguf: {path.name} has scaled rotary positions or experts, which are not read")
     width, heads = told["llama.embedding_length"], told["llama.attention.head_count"]
+    head = told.get("llama.attention.key_length", width // heads)
+    scaled = told.get("llama.rope.scaling.type", "none") != "none"
+    if scaled or told.get("llama.rope.dimension_count", head) != head or told.get("llama.expert_count", 0):
+        raise ConfigError(f"gguf: {path.name} has scaled or partial rotary positions, or experts, which are not read")
     ids = {name: told.get(f"tokenizer.ggml.{key}_token_id") for name, key in _SPECIAL.items()}
     return LlamaConfig(
         vocab_size=len(told["tokenizer.ggml.tokens"]),
@@ -92,7 +94,7 @@ def config(path: Path) -> Any:
         num_hidden_layers=told["llama.block_count"],
         num_attention_heads=heads,
         num_key_value_heads=told.get("llama.attention.head_count_kv", heads),
-        head_dim=told.get("llama.attention.key_length", width // heads),
+        head_dim=head,
         max_position_embeddings=told["llama.context_length"],
         rms_norm_eps=_decimal(told["llama.attention.layer_norm_rms_epsilon"]),
         rope_parameters={"rope_type": "default", "rope_theta": _decimal(told.get("llama.rope.freq_base", 10_000.0))},
@@ -138,7 +140,7 @@ def tokenizer(path: Path) -> Any:
     told = _open(path)
     pieces, types = told["tokenizer.ggml.tokens"], told.get("tokenizer.ggml.token_type") or []
     _check_tokenizer(told, path)
-    bare = _bpe(pieces, told["tokenizer.ggml.merges"], SPLITS[told.get("tokenizer.ggml.pre", "default")])
+    bare = _bpe(pieces, told["tokenizer.ggml.merges"], SPLITS[told["tokenizer.ggml.pre"]])
     control = [piece for piece, kind in zip(pieces, types, strict=False) if kind == CONTROL]
     plain = [piece for piece, kind in zip(pieces, types, strict=False) if kind == USER_DEFINED]
     bare.add_special_tokens([AddedToken(piece, special=True, normalized=False) for piece in control])
@@ -222,7 +224,7 @@ def _rotary_order(weight: Tensor, heads: int) -> Tensor:
 
 
 def _check_tokenizer(told: _File, path: Path) -> None:
-    kind, split = told.get("tokenizer.ggml.model"), told.get("tokenizer.ggml.pre", "default")
+    kind, split = told.get("tokenizer.ggml.model"), told.get("tokenizer.ggml.pre")
     if kind != "gpt2" or split not in SPLITS:
         raise ConfigError(
             f"gguf: expected a byte-level BPE (gpt2) that parts text as {', '.join(SPLITS)} in {path.name}, found "

@@ -62,8 +62,8 @@ def write_gguf(path: Path, model: Any, bpe: Any, kind: str = "F32", **changes: A
 
     Args:
         kind: of the matrices, a name of `gguf.GGMLQuantizationType`; norms stay F32.
-        changes: values of the header in place of the usual ones; `pre`, `tokenizer`, `architecture`, `tensor` (a name
-            under which one more tensor is written).
+        changes: values of the header in place of the usual ones: `pre`, `tokenizer`, `architecture`, `partial` (numbers
+            of a head that are turned); and `tensor`, a name under which one more tensor is written.
     """
     import gguf
 
@@ -78,6 +78,7 @@ def write_gguf(path: Path, model: Any, bpe: Any, kind: str = "F32", **changes: A
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_rope_dimension_count(changes.get("partial", config.head_dim))
     _write_tokenizer(writer, bpe, changes)
     for full, values in model.state_dict().items():
         if full != "lm_head.weight" or not config.tie_word_embeddings:
