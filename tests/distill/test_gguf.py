@@ -24,7 +24,7 @@ SIZE = 400
 
 @pytest.fixture(scope="module")
 def bpe():
-    return train_bpe([sentences(random.Random(index), 40) + f"  {index}  1999" for index in range(20)], SIZE)
+    return train_bpe([sentences(random.Random(index), 40) + "  1999  7" * 40 for index in range(20)], SIZE)
 
 
 @pytest.fixture(scope="module")
