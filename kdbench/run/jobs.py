@@ -156,6 +156,9 @@ class Planner:
         context = self._corpus_context()
         if spec.bpe is not None:
             inputs |= {"corpus": self.corpus, "bpe": spec.bpe}
+        elif spec.model is not None:
+            told, place = origins.gguf_place(self.suite.models[spec.model], self.base)
+            inputs, context = inputs | told, context | place
         elif spec.hub is not None:
             inputs["hub"] = context["hub"] = spec.hub.model_dump(exclude={"license"})
         else:
@@ -223,6 +226,10 @@ class Planner:
         if spec.hub is not None:
             inputs = {"hub": spec.hub.identity, "tokenizer": self._tokenizer().key}
             return self._add(Job("models", f"model {name}", inputs, (text.id,), origins.hub_context(spec)))
+        if spec.gguf is not None:
+            told, context = origins.gguf_place(spec, self.base)
+            inputs = told | {"tokenizer": self._tokenizer().key}
+            return self._add(Job("models", f"model {name}", inputs, (text.id,), context))
         if spec.kept is not None:
             source = self.model(spec.kept.source, None)
             inputs = {"from": source.key, "layers": list(spec.kept.layers), "tokenizer": self._tokenizer().key}

@@ -19,6 +19,7 @@ from kdbench.api import Sampling
 from kdbench.distill import (
     accuracy,
     data,
+    gguf,
     instructions,
     layouts,
     lora,
@@ -94,6 +95,8 @@ def make_tokenizer(work: Work) -> None:
     folder = work.entry.path / "tokenizer"
     if "hub" in work.context:
         models.load_tokenizer(origins.tokenizer_folder(work.context)).save_pretrained(folder)
+    elif "gguf" in work.context:
+        gguf.tokenizer(Path(work.context["gguf"])).save_pretrained(folder)
     elif "path" in work.context:
         models.load_tokenizer(Path(work.context["path"])).save_pretrained(folder)
     else:
@@ -130,9 +133,11 @@ def make_model(work: Work) -> dict[str, Any]:
         if source != folder:
             _take_over(source, folder)
         return {}
-    if "from" in inputs:
-        source = model_folder(work.store, inputs["from"])
-        model = origins.shorten(source, inputs["layers"])
+    if "from" in inputs or "gguf" in inputs:
+        if "gguf" in inputs:
+            model = origins.dequantised(work.context, inputs["gguf"])
+        else:
+            model = origins.shorten(model_folder(work.store, inputs["from"]), inputs["layers"])
         models.check_head(model)
         _save_model(model, _tokenizer(work.find("tokenizers", inputs["tokenizer"]).path / "tokenizer"), folder)
         return {"parameters": sum(p.numel() for p in model.parameters())}

@@ -1,4 +1,4 @@
-"""Where a model of a suite comes from, beside a folder and a fresh start: the Hub, or another model's layers.
+"""Where a model of a suite comes from, beside a folder and a fresh start: the Hub, a GGUF file, or another's layers.
 
 Planning needs no weights: a model of the Hub is known by repository and commit, its config by what the suite declares.
 """
@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from kdbench.distill import convert, facts, hub, models, warm
+from kdbench.distill import convert, facts, gguf, hub, models, warm
 from kdbench.errors import ConfigError
+from kdbench.files import sha256_file
 from kdbench.suite.hub import Pinned
 from kdbench.suite.materials import Kept, Model, TokenizerSpec
 from kdbench.suite.schema import Suite
@@ -95,6 +96,31 @@ def hub_context(spec: Model) -> dict[str, Any]:
     return {"hub": spec.hub.model_dump(exclude={"license"}), "config": declared}
 
 
+def gguf_config(spec: Model, base: Path) -> Any:
+    """Return the config of a model in a GGUF file: as declared, or the file's own.
+
+    Raises:
+        ConfigError: it is not declared and the file is missing or not read.
+    """
+    assert spec.gguf is not None
+    if spec.config is not None:
+        return facts.declared(spec.config.model_dump())
+    return gguf.config(gguf.locate(spec.gguf.model_dump(), base))
+
+
+def gguf_place(spec: Model, base: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what decides the content of a GGUF model, which is the file and how it is read, and where it is found.
+
+    Raises:
+        ConfigError: the package or file is missing.
+    """
+    assert spec.gguf is not None
+    path = gguf.locate(spec.gguf.model_dump(), base)
+    declared = spec.config.model_dump() if spec.config else None
+    inputs = {"gguf": sha256_file(path), "source": sha256_file(Path(gguf.__file__))}
+    return inputs, {"gguf": str(path), "config": declared}
+
+
 # --- making -----------------------------------------------------------------------------------------------------------
 
 
@@ -114,6 +140,20 @@ def downloaded(context: Mapping[str, Any], folder: Path) -> Path:
     if context.get("config"):
         facts.check(context["config"], models.load_config(source))
     return source if hub.whole(source) else convert.convert(source, folder).folder
+
+
+def dequantised(context: Mapping[str, Any], expected: str) -> Any:
+    """Return the model of a GGUF file in fp32.
+
+    Raises:
+        ConfigError: the file is not the one that was planned for, not read, or its config is not the declared one.
+    """
+    path = Path(context["gguf"])
+    if sha256_file(path) != expected:
+        raise ConfigError(f"gguf: {path} has changed since this run was planned; start the run again")
+    if context["config"]:
+        facts.check(context["config"], gguf.config(path))
+    return gguf.model(path)
 
 
 def shorten(source: Path, layers: list[int]) -> Any:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 
 from kdbench.errors import did_you_mean
+from kdbench.suite.gguf import Gguf
 from kdbench.suite.hub import Pinned, PinnedModel
 from kdbench.suite.instructions import Instructions
 from kdbench.suite.part import NAME, Part
@@ -30,23 +31,30 @@ class Corpus(Part):
 
 
 class TokenizerSpec(Part):
-    """The tokenizer that all models of the suite share: trained here, a Hugging Face folder, or one of the Hub."""
+    """The tokenizer that all models of the suite share: trained here, saved, of the Hub, or of a model's GGUF file."""
 
     bpe: int | None = Field(
         None, ge=300, le=200_000, description="entries of a byte-level BPE trained on the train split"
     )
     path: str | None = Field(None, description="folder of a saved tokenizer, relative to the suite file")
     hub: Pinned | None = Field(None, description="a repository of the Hugging Face Hub that holds one")
+    model: str | None = Field(None, pattern=NAME, description="a `gguf` model of this suite, whose file holds one")
     vocabulary: int | None = Field(
-        None, ge=2, le=10_000_000, description="entries of a `hub` tokenizer, so that a plan needs no download"
+        None,
+        ge=2,
+        le=10_000_000,
+        description="entries of a `hub` tokenizer or a `model`'s, so that a plan needs neither download nor file",
     )
 
     @model_validator(mode="after")
     def _one_kind(self) -> TokenizerSpec:
-        if sum(one is not None for one in (self.bpe, self.path, self.hub)) != 1:
-            raise ValueError("expected one of `bpe` (entries), `path` (a saved tokenizer) and `hub` (id and revision)")
-        if self.vocabulary is not None and self.hub is None:
-            raise ValueError("`vocabulary` goes with `hub`; the size of another tokenizer is known")
+        if sum(one is not None for one in (self.bpe, self.path, self.hub, self.model)) != 1:
+            raise ValueError(
+                "expected one of `bpe` (entries), `path` (a saved tokenizer), `hub` (id and revision) and `model` (a "
+                "`gguf` model)"
+            )
+        if self.vocabulary is not None and self.hub is None and self.model is None:
+            raise ValueError("`vocabulary` goes with `hub` or `model`; the size of another tokenizer is known")
         return self
 
 
@@ -151,26 +159,29 @@ Start = Annotated[Annotated[Init, Tag("made")] | Annotated[Kept, Tag("kept")], D
 
 
 class Model(Part):
-    """A model: a Hugging Face folder, one of the Hub, or one made here."""
+    """A model: a Hugging Face folder, one of the Hub, a GGUF file, or one made here."""
 
     path: str | None = Field(None, description="folder with config.json and safetensors, relative to the suite file")
     hub: PinnedModel | None = Field(None, description="a repository of the Hugging Face Hub, at a commit")
-    config: Facts | None = Field(None, description="of a `hub` model: its config, so that a plan needs no download")
+    gguf: Gguf | None = Field(None, description="a GGUF file, dequantised to fp32 once")
+    config: Facts | None = Field(
+        None, description="of a `hub` or `gguf` model: its config, so that a plan needs neither download nor file"
+    )
     init: Start | None = None
     pretrain: Pretrain | None = None
     finetune: Finetune | None = Field(None, description="training on the suite's data first, wherever it comes from")
 
     @model_validator(mode="after")
     def _one_origin(self) -> Model:
-        if sum(origin is not None for origin in (self.path, self.hub, self.init)) != 1:
+        if sum(origin is not None for origin in (self.path, self.hub, self.gguf, self.init)) != 1:
             raise ValueError(
-                "expected one of `path` (a saved model), `hub` (id and revision) and `init` (an architecture to make, "
-                "or layers of another model)"
+                "expected one of `path` (a saved model), `hub` (id and revision), `gguf` (a file) and `init` (an "
+                "architecture to make, or layers of another model)"
             )
         if self.pretrain and not isinstance(self.init, Init):
             raise ValueError("`pretrain` goes with `init` and an architecture; a model with weights takes `finetune`")
-        if self.config and not self.hub:
-            raise ValueError("`config` goes with `hub`; of other models the config is known")
+        if self.config and not (self.hub or self.gguf):
+            raise ValueError("`config` goes with `hub` or `gguf`; of other models the config is known")
         return self
 
     @property
@@ -189,6 +200,17 @@ class Model(Part):
         if not isinstance(self.init, Init):
             return None
         return self.init.seed if self.init.seed is not None else (0 if self.pretrain else "run")
+
+
+def tokenizer_problems(spec: TokenizerSpec, models: Mapping[str, Model]) -> list[str]:
+    """Return a sentence if the tokenizer is said to be in the file of a model that has none."""
+    if spec.model is None:
+        return []
+    if spec.model not in models:
+        return [f"data.tokenizer.model: unknown model {spec.model!r}.{did_you_mean(spec.model, models)}"]
+    if models[spec.model].gguf is None:
+        return [f"data.tokenizer.model: expected a model with `gguf`, found {spec.model!r}; name its folder in `path`"]
+    return []
 
 
 def lineage_problems(models: Mapping[str, Model]) -> list[str]:

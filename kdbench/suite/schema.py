@@ -13,7 +13,7 @@ from kdbench.suite import claims, examination, external, tuning
 from kdbench.suite.claims import Claim
 from kdbench.suite.examination import WithLmEval
 from kdbench.suite.external import Arm
-from kdbench.suite.materials import Data, Model, lineage_problems
+from kdbench.suite.materials import Data, Model, lineage_problems, tokenizer_problems
 from kdbench.suite.part import NAME, Part
 from kdbench.suite.serving import refusals
 from kdbench.suite.tuning import Tune
@@ -206,6 +206,7 @@ class Suite(Part):
         for field in ("students", "teachers", "seeds"):
             if len(set(getattr(self, field))) != len(getattr(self, field)):
                 problems.append(f"{field}: an entry stands twice in {list(getattr(self, field))}")
+        problems += tokenizer_problems(self.data.tokenizer, self.models)
         problems += lineage_problems(self.models) + self._pair_problems()
         problems += self._objective_problems() + external.problems(self.arms, self.labels, self.teachers)
         problems += tuning.problems(self.tune, self.train, self.seeds)

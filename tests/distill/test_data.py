@@ -82,7 +82,7 @@ def test_a_changed_letter_changes_the_fingerprint(documents):
         ({"a.md": "x"}, {"folder": ".", "files": "*.txt"}, "corpus is empty"),
         ({"a.txt": "  "}, {"folder": ".", "files": "*.txt"}, "corpus is empty"),
         ({"a.txt": b"\xff\xfe"}, {"folder": ".", "files": "*.txt"}, "UTF-8"),
-        ({}, {"package": "no_such_package_here", "files": "*"}, "pip install no_such_package_here"),
+        ({}, {"package": "no_such_package_here", "files": "*"}, "pip install --no-deps no-such-package-here"),
         ({}, {"package": "../etc", "files": "*"}, "not installed"),
     ],
 )
