@@ -31,7 +31,7 @@ LEVELS = [
     {"api"},
     {"tokens"},
     {"divergences"},
-    {"errors", "failpoints", "files", "gradients", "seeding", "trajectories"},
+    {"errors", "failpoints", "files", "gradients", "seeding", "telemetry", "trajectories"},
 ]
 
 
