@@ -33,6 +33,7 @@ ABSENT = {  # methods of the field that are asked for and are not built, each wi
     "dskd": "it trains projectors between the two models' hidden states, which are no part of an objective here",
     "miniplm": "it selects the data before training and is no objective",
 }
+MOST_WRAPPERS = 8  # round one objective; published methods use one
 _folders: list[Path] = []
 
 
@@ -200,6 +201,8 @@ def objective(spec: str | Mapping[str, Any] | Objective) -> Objective:
         spec = {"name": spec}
     if not isinstance(spec, Mapping) or not isinstance(spec.get("name"), str):
         raise ConfigError(f"an objective is a name or a mapping with a `name`, found {spec!r:.80}")
+    if _wrappers(spec) > MOST_WRAPPERS:
+        raise ConfigError(f"objective {spec['name']!r:.60}: expected at most {MOST_WRAPPERS} wrappers, found more")
     settings = dict(spec)
     *bases, last = [part.strip() for part in settings.pop("name").split("+")]
     last, at, variant = last.partition("@")
@@ -216,6 +219,18 @@ def objective(spec: str | Mapping[str, Any] | Objective) -> Objective:
     elif bases:
         raise ConfigError(f"objective {spec['name']!r}: {last!r} wraps nothing, so it cannot stand behind a `+`")
     return _build(member, settings)
+
+
+def _wrappers(spec: Any) -> int:
+    """Count the wrappers that a specification names, as far as it matters."""
+    count = 0
+    while count <= MOST_WRAPPERS:
+        name, base = (spec.get("name"), spec.get("base")) if isinstance(spec, Mapping) else (spec, None)
+        count += name.count("+") if isinstance(name, str) else 0
+        if base is None:
+            break
+        count, spec = count + 1, base
+    return count
 
 
 def _build(member: type[Objective], settings: dict[str, Any]) -> Objective:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from kdbench.errors import ConfigError, StoreError, did_you_mean
 from kdbench.evaluate import token_scores
 from kdbench.files import read_json, sha256_file
+from kdbench.run import plans
 from kdbench.run.store import INPUTS, Store
 from kdbench.suite.matrix import CEILING, split_labels, title
 
@@ -98,8 +99,8 @@ def find(store: Store, asked: str) -> Checkpoint:
 
 def _planned(store: Store) -> list[dict[str, Any]]:
     """Every cell that a suite names now, the suite planned last first."""
-    plans = sorted(store.root.glob("suites/*/plan.json"), key=lambda path: -path.stat().st_mtime)
-    cells = [cell | {"suite": path.parent.name} for path in plans for cell in read_json(path)["cells"]]
+    paths = sorted(store.root.glob("suites/*/plan.json"), key=lambda path: -path.stat().st_mtime)
+    cells = [cell | {"suite": path.parent.name} for path in paths for cell in plans.read(path)["cells"]]
     if not cells:
         raise ConfigError(f"no results in {store.root}: expected suites/<name>/plan.json; run a suite first")
     return cells
@@ -171,6 +172,7 @@ def _unclear(store: Store, known: list[dict[str, Any]], asked: str, found: list[
 def _read(store: Store, cell: dict[str, Any], asked: str) -> Checkpoint:
     entry = store.entry("cells", cell["key"])
     done = entry.done()
+    entry.refuse_later()
     if done is None or done["status"] != "ok":
         state = "is not run yet" if done is None and not entry.path.exists() else f"is {entry.state()}"
         again = f"kdbench run the suite {cell['suite']!r} first" if cell["suite"] else "run its suite first"

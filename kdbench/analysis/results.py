@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdbench.errors import ConfigError, StoreError, did_you_mean
 from kdbench.files import read_json
+from kdbench.run import plans
 from kdbench.run.store import Store
 from kdbench.suite.external import ARM, CONTROL, Arm, External
 from kdbench.suite.matrix import CEILING
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 COLUMNS = ["objective", "student", "teacher", "seed", "task", "item", "score"]
 GRADED = "acc"
+APART = "of another protocol"  # the status of a cell whose results are no part of the comparison
 METRICS = {GRADED: (GRADED, 1.0), "word_log_likelihood": ("word_nll", -1.0)}  # name → (as stored, sign: more is better)
 
 
@@ -28,8 +30,8 @@ class SuiteResults:
 
     Attributes:
         plan: suite, overrides, environment and cells as last planned.
-        cells: one dict a cell: its names, `key`, `status` (`ok`, `diverged`, `failed`, `missing`), `elsewhere` (whether
-            the student was trained elsewhere), and what is known.
+        cells: one dict a cell: its names, `key`, `status` (`ok`, `diverged`, `failed`, `missing`, `damaged`, or APART),
+            `elsewhere` (whether the student was trained elsewhere), and what is known.
     """
 
     store: Store
@@ -63,24 +65,28 @@ def open_suite(results_dir: Path | str, suite: str | None = None) -> SuiteResult
 
     Raises:
         ConfigError: no such suite in the folder.
+        StoreError: its plan is damaged, or it or a cell was written by a later kdbench.
     """
     store = Store(Path(results_dir))
-    plans = {path.parent.name: path for path in store.root.glob("suites/*/plan.json")}
-    if not plans:
+    known = {path.parent.name: path for path in store.root.glob("suites/*/plan.json")}
+    if not known:
         raise ConfigError(f"no results in {store.root}: expected suites/<name>/plan.json; run a suite first")
-    name = suite or max(plans, key=lambda one: plans[one].stat().st_mtime)
-    if name not in plans:
-        raise ConfigError(f"no results of suite {name!r} in {store.root}.{did_you_mean(name, plans)}")
-    plan = read_json(plans[name])
-    return SuiteResults(store, plan, [_cell(store, entry) for entry in plan["cells"]])
+    name = suite or max(known, key=lambda one: known[one].stat().st_mtime)
+    if name not in known:
+        raise ConfigError(f"no results of suite {name!r} in {store.root}.{did_you_mean(name, known)}")
+    plan = plans.read(known[name])
+    return SuiteResults(store, plan, [_cell(store, entry, plan["environment"]) for entry in plan["cells"]])
 
 
-def _cell(store: Store, planned: dict[str, Any]) -> dict[str, Any]:
+def _cell(store: Store, planned: dict[str, Any], environment: dict[str, Any]) -> dict[str, Any]:
     entry = store.entry("cells", planned["key"])
     facts = {name: planned[name] for name in ("arm", "student", "teacher", "seed", "key")}
     facts["elsewhere"] = planned["inputs"]["arm"] == ARM
+    if not plans.comparable(planned["inputs"], environment):
+        return facts | {"status": APART, "path": entry.path}
     done = entry.done()
     if done is None:
+        entry.refuse_later()
         return facts | {"status": "missing", "path": entry.path}
     try:
         entry.verified()

@@ -49,7 +49,7 @@ objectives:
 - {{name: distillm, phi: 0.9, capacity: 12, fresh: 0.5, label: replay}}
 seeds: {seeds}
 train: {{steps: 6, batch_tokens: 128, lr: 1e-2, checkpoint_steps: 2}}
-examine: {{tasks: [swap], items: 10, batch_size: 8, intrinsic_tokens: 64}}
+examine: {{tasks: [swap], items: 20, batch_size: 8, intrinsic_tokens: 64}}
 compare: {{baseline: kl, tasks: [swap]}}
 device: cpu
 """
