@@ -34,6 +34,7 @@ ABSENT = {  # methods of the field that are asked for and are not built, each wi
     "miniplm": "it selects the data before training and is no objective",
 }
 MOST_WRAPPERS = 8  # round one objective; published methods use one
+MOST_BYTES = 1_000_000  # of a plugin's file
 _folders: list[Path] = []
 
 
@@ -102,6 +103,8 @@ def _load_file(path: str) -> ModuleType:
     name = f"kdbench_plugin_{digest(path)[:12]}"
     if name in sys.modules:
         return sys.modules[name]
+    if not Path(path).is_file() or Path(path).stat().st_size > MOST_BYTES:
+        raise ConfigError(f"objective plugin {path}: expected a file of at most {MOST_BYTES:,} bytes, found another")
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
@@ -119,11 +122,11 @@ def _guarded(name: str, load: Any) -> ModuleType:
         return load(name)
     except ConfigError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a plugin may not end the program either
         frame = traceback.extract_tb(error.__traceback__)[-1]
-        place = f"{frame.filename}:{frame.lineno}"
+        said = "".join(traceback.format_exception_only(error)).strip().splitlines()[-1]  # whatever its __str__ does
         raise ConfigError(
-            f"objective plugin {name} cannot be loaded: {type(error).__name__}: {error} ({place})"
+            f"objective plugin {name} cannot be loaded: {said} ({frame.filename}:{frame.lineno})"
         ) from None
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdbench.errors import ConfigError, StoreError, did_you_mean
-from kdbench.files import read_json
+from kdbench.files import read_json, read_records, read_table
 from kdbench.run import plans
 from kdbench.run.store import Store
 from kdbench.suite.external import ARM, CONTROL, Arm, External
@@ -90,7 +89,7 @@ def _cell(store: Store, planned: dict[str, Any], environment: dict[str, Any]) ->
         return facts | {"status": "missing", "path": entry.path}
     try:
         entry.verified()
-        metrics = read_json(entry.path / "results.json") if done["status"] == "ok" else {}
+        metrics = read_metrics(entry.path) if done["status"] == "ok" else {}
     except StoreError as error:
         return facts | {"status": "damaged", "reason": str(error), "path": entry.path}
     subject = planned["inputs"].get("student") if planned["arm"] != CEILING else planned["inputs"]["teacher"]
@@ -105,6 +104,27 @@ def _cell(store: Store, planned: dict[str, Any], environment: dict[str, Any]) ->
         "timing": done["timing"],
         "done": done,
     }
+
+
+def read_metrics(folder: Path) -> dict[str, float]:
+    """Read a cell's metrics.
+
+    Raises:
+        StoreError: they are not there, or are no numbers by name.
+    """
+    found = read_json(folder / "results.json")
+    if not isinstance(found, dict) or not all(isinstance(value, int | float) for value in found.values()):
+        raise StoreError(f"cannot read {folder / 'results.json'}: expected numbers by name, found something else")
+    return found
+
+
+def read_items(folder: Path) -> pandas.DataFrame:
+    """Read a cell's item scores.
+
+    Raises:
+        StoreError: they are not there, or are something else.
+    """
+    return read_table(folder / "samples.parquet", texts=("task", "metric", "item_hash"), numbers=("score",))
 
 
 def load_scores(results_dir: Path | str, suite: str | None = None, metric: str = "acc") -> pandas.DataFrame:
@@ -152,7 +172,7 @@ def _frames(cell: dict[str, Any], metric: str, students: list[str]) -> list[pand
     import pandas
 
     stored, sign = METRICS[metric]
-    raw = pandas.read_parquet(cell["path"] / "samples.parquet")
+    raw = read_items(cell["path"])
     raw = raw[_chosen(raw, stored)]
     item = raw["item"].astype(str) + "-" + raw["item_hash"].str.slice(0, 8)
     frames = []
@@ -212,5 +232,5 @@ def history(results: SuiteResults) -> pandas.DataFrame:
         path = cell["path"] / "metrics.jsonl"
         if cell["status"] == "ok" and path.is_file():
             names = {name: cell[name] for name in ("student", "teacher", "seed")} | {"objective": cell["arm"]}
-            records += [names | json.loads(line) for line in path.read_text().splitlines()]
+            records += [names | record for record in read_records(path)]
     return pandas.DataFrame(records)

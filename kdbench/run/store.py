@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -94,7 +95,9 @@ class Entry:
     def _is_there(self, name: str, listed: dict[str, Any]) -> bool:
         """Whether a file that DONE.json lists lies inside the entry, with its size."""
         inside = not os.path.isabs(name) and ".." not in name.split("/")
-        return inside and isinstance(listed["sha256"], str) and (self.path / name).stat().st_size == listed["bytes"]
+        found = (self.path / name).stat()
+        ordinary = stat.S_ISREG(found.st_mode)  # a pipe would be waited for
+        return inside and ordinary and isinstance(listed["sha256"], str) and found.st_size == listed["bytes"]
 
     def verified(self) -> dict[str, Any]:
         """Return DONE.json after checking the sha256 of every file.

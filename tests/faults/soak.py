@@ -198,6 +198,7 @@ def disturb(suite: Path, results: Path, workers: int, kill_every_s: float, rng: 
             until: float) -> None:  # fmt: skip
     """Run the suite, kill, and start it again, until a run ends by itself with everything made."""
     while not soaked.exit_codes or soaked.exit_codes[-1] != 0:
+        say(f"run {len(soaked.lives) + 1}: {finished(results)} cells are done, {soaked.workers_killed} workers killed")
         run, life = start(suite, results, workers), Life()
         soaked.lives.append(life)
         next_kill = time.monotonic() + rng.expovariate(1 / kill_every_s)
@@ -217,6 +218,16 @@ def disturb(suite: Path, results: Path, workers: int, kill_every_s: float, rng: 
             soaked.exit_codes.append(run.returncode)
             _, alive = psutil.wait_procs(workers_of(results), timeout=GONE_S)
             soaked.left_over += [" ".join(process.cmdline()) for process in alive]
+
+
+def say(text: str) -> None:
+    """Show how far it has come."""
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+
+def finished(results: Path) -> int:
+    """Return how many cells are complete."""
+    return len(list(results.glob("cells/*/DONE.json")))
 
 
 def products(results: Path) -> dict[str, dict[str, str]]:
@@ -247,6 +258,7 @@ def soak(
     """
     suite, soaked = write_suite(folder, cells), Soaked(cells)
     until = time.monotonic() + limit_s
+    say(f"{cells} cells, first undisturbed")
     undisturbed = start(suite, folder / "undisturbed", workers)
     if undisturbed.wait(limit_s) != 0:
         raise RuntimeError((folder / "undisturbed.log").read_text(encoding="utf-8"))
