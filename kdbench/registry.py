@@ -120,9 +120,9 @@ def _load_file(path: str) -> ModuleType:
 def _guarded(name: str, load: Any) -> ModuleType:
     try:
         return load(name)
-    except ConfigError:
+    except (ConfigError, KeyboardInterrupt):
         raise
-    except (Exception, SystemExit) as error:  # a plugin may not end the program either
+    except BaseException as error:  # SystemExit too: a plugin may not end the program
         frame = traceback.extract_tb(error.__traceback__)[-1]
         said = "".join(traceback.format_exception_only(error)).strip().splitlines()[-1]  # whatever its __str__ does
         raise ConfigError(
