@@ -4,9 +4,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SCALE ?= --quick
+AUDIT := .venv-audit
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
 
-.PHONY: quickstart install test faults reference bench calibration lock schema
+.PHONY: quickstart install test faults audit reference bench calibration lock schema
 
 quickstart: install  ## install, run the quickstart suite, print the verdict
 	$(BIN)/kdbench run suites/quickstart.yaml
@@ -20,6 +21,11 @@ test: $(VENV)/.installed-test  ## install with the test extra, check the style, 
 
 faults: $(VENV)/.installed-test  ## run every test of the matrix of faults and print the table; WRITE=--write keeps it
 	$(BIN)/python -m tests.faults -n 2 --dist loadfile $(WRITE)
+
+audit:  ## ask databases of known holes about every version of locks/run.txt; needs the network
+	test -x $(AUDIT)/bin/python || $(PYTHON) -m venv $(AUDIT)
+	$(AUDIT)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r locks/audit.txt
+	$(AUDIT)/bin/python locks/audit.py locks/run.txt
 
 reference: $(VENV)/.installed-reference  ## compare with trl, liger-kernel, torchtune and torchdistill (Linux)
 	$(BIN)/python -m pytest tests/reference -rs
@@ -45,6 +51,8 @@ lock:  ## resolve the dependencies anew
 	  --no-header --upgrade pyproject.toml --extra demo --extra test -c locks/run.txt -o locks/test.txt
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate \
 	  --no-header --upgrade pyproject.toml --extra demo --extra test --extra reference --extra tune -c locks/test.txt -o locks/reference.txt
+	echo pip-audit | $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	  --no-annotate --no-header --upgrade - -o locks/audit.txt
 
 schema:  ## write suites/schema.json from the code
 	$(BIN)/python -m kdbench.suite.schema

@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from kdbench import failpoints
+from kdbench import failpoints, telemetry
 from kdbench.cli_cache import cache
 from kdbench.cli_convert import convert
 from kdbench.cli_diff import diff
@@ -43,7 +43,7 @@ def main() -> None:
     """Which knowledge-distillation objective should I use, and how sure can I be?"""
     click.get_current_context().meta[TOLD_OFFLINE] = "HF_HUB_OFFLINE" in os.environ
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    telemetry.switch_off()
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     errors_end_well(failpoints.arm_from_environment)()
 

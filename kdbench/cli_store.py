@@ -15,10 +15,10 @@ def show_verified(results_dir: Path, as_json: bool) -> None:
     """Verify every entry and show what is damaged.
 
     Raises:
-        StoreError: something is.
+        StoreError: something is, or was written by a later kdbench.
     """
     from kdbench.run import upkeep
-    from kdbench.run.store import Store
+    from kdbench.run.store import LATER, Store
 
     found = upkeep.verify(Store(results_dir))
     damaged = [one for one in found if one.damaged]
@@ -30,6 +30,12 @@ def show_verified(results_dir: Path, as_json: bool) -> None:
         count = {state: sum(one.state == state for one in found) for state in sorted({one.state for one in found})}
         told = ", ".join(f"{number} {state}" for state, number in count.items()) or "no entries"
         click.echo(f"{results_dir}: {told}; {sum(one.bytes_ for one in found) / 1e6:,.1f} MB")
+    later = [one for one in found if one.state == LATER]
+    if later:
+        raise StoreError(
+            f"{len(later)} of {len(found)} entries were written by a later kdbench, {later[0].kind}/{later[0].key} "
+            "among them; use that one to verify them"
+        )
     if damaged:
         raise StoreError(
             f"{len(damaged)} of {len(found)} entries are damaged; run their suite again: what a run needs is set aside "

@@ -9,11 +9,15 @@ import hashlib
 import json
 import os
 import secrets
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kdbench import failpoints
 from kdbench.errors import StoreError
+
+if TYPE_CHECKING:
+    import pandas
 
 TEMPORARY = ".tmp-"
 
@@ -51,12 +55,49 @@ def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        StoreError: when the file is missing or is not JSON.
+        StoreError: when the file is missing, is no ordinary file (a pipe would be waited for), or is not JSON.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise StoreError(f"cannot read {path}: expected a file, found something else of that name")
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise StoreError(f"cannot read {path}: {error}") from error
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """Read a file with one JSON object a line.
+
+    Raises:
+        StoreError: when it is missing or holds something else.
+    """
+    try:
+        found = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError, RecursionError) as error:
+        raise StoreError(f"cannot read {path}: {error}") from error
+    if not all(isinstance(one, dict) for one in found):
+        raise StoreError(f"cannot read {path}: expected one JSON object a line, found something else")
+    return found
+
+
+def read_table(path: Path, texts: Iterable[str], numbers: Iterable[str]) -> pandas.DataFrame:
+    """Read a Parquet file that must have the columns `texts`, of strings, and `numbers`.
+
+    Raises:
+        StoreError: when it is missing, is no Parquet, or lacks a column of that kind.
+    """
+    import pandas
+    from pandas.api import types
+
+    try:
+        found = pandas.read_parquet(path)
+    except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors
+        raise StoreError(f"cannot read {path}: {error}") from error
+    kinds = {"text": (texts, types.is_string_dtype), "numbers": (numbers, types.is_numeric_dtype)}
+    for kind, (names, fits) in kinds.items():
+        if wrong := [name for name in names if name not in found or not fits(found[name])]:
+            raise StoreError(f"cannot read {path}: expected a column {wrong[0]!r} of {kind}, found none")
+    return found
 
 
 def sync_folder(folder: Path) -> None:

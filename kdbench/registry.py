@@ -33,6 +33,8 @@ ABSENT = {  # methods of the field that are asked for and are not built, each wi
     "dskd": "it trains projectors between the two models' hidden states, which are no part of an objective here",
     "miniplm": "it selects the data before training and is no objective",
 }
+MOST_WRAPPERS = 8  # round one objective; published methods use one
+MOST_BYTES = 1_000_000  # of a plugin's file
 _folders: list[Path] = []
 
 
@@ -101,6 +103,8 @@ def _load_file(path: str) -> ModuleType:
     name = f"kdbench_plugin_{digest(path)[:12]}"
     if name in sys.modules:
         return sys.modules[name]
+    if not Path(path).is_file() or Path(path).stat().st_size > MOST_BYTES:
+        raise ConfigError(f"objective plugin {path}: expected a file of at most {MOST_BYTES:,} bytes, found another")
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
@@ -116,13 +120,13 @@ def _load_file(path: str) -> ModuleType:
 def _guarded(name: str, load: Any) -> ModuleType:
     try:
         return load(name)
-    except ConfigError:
+    except (ConfigError, KeyboardInterrupt):
         raise
-    except Exception as error:
+    except BaseException as error:  # SystemExit too: a plugin may not end the program
         frame = traceback.extract_tb(error.__traceback__)[-1]
-        place = f"{frame.filename}:{frame.lineno}"
+        said = "".join(traceback.format_exception_only(error)).strip().splitlines()[-1]  # whatever its __str__ does
         raise ConfigError(
-            f"objective plugin {name} cannot be loaded: {type(error).__name__}: {error} ({place})"
+            f"objective plugin {name} cannot be loaded: {said} ({frame.filename}:{frame.lineno})"
         ) from None
 
 
@@ -200,6 +204,8 @@ def objective(spec: str | Mapping[str, Any] | Objective) -> Objective:
         spec = {"name": spec}
     if not isinstance(spec, Mapping) or not isinstance(spec.get("name"), str):
         raise ConfigError(f"an objective is a name or a mapping with a `name`, found {spec!r:.80}")
+    if _wrappers(spec) > MOST_WRAPPERS:
+        raise ConfigError(f"objective {spec['name']!r:.60}: expected at most {MOST_WRAPPERS} wrappers, found more")
     settings = dict(spec)
     *bases, last = [part.strip() for part in settings.pop("name").split("+")]
     last, at, variant = last.partition("@")
@@ -216,6 +222,18 @@ def objective(spec: str | Mapping[str, Any] | Objective) -> Objective:
     elif bases:
         raise ConfigError(f"objective {spec['name']!r}: {last!r} wraps nothing, so it cannot stand behind a `+`")
     return _build(member, settings)
+
+
+def _wrappers(spec: Any) -> int:
+    """Count the wrappers that a specification names, as far as it matters."""
+    count = 0
+    while count <= MOST_WRAPPERS:
+        name, base = (spec.get("name"), spec.get("base")) if isinstance(spec, Mapping) else (spec, None)
+        count += name.count("+") if isinstance(name, str) else 0
+        if base is None:
+            break
+        count, spec = count + 1, base
+    return count
 
 
 def _build(member: type[Objective], settings: dict[str, Any]) -> Objective:

@@ -32,7 +32,7 @@ LEVELS = [
     {"tokens"},
     {"divergences"},
     {"gradients"},
-    {"compiling", "errors", "failpoints", "files", "seeding", "trajectories"},
+    {"compiling", "errors", "failpoints", "files", "seeding", "telemetry", "trajectories"},
 ]
 
 

@@ -190,3 +190,24 @@ def test_what_a_killed_removal_left_is_swept_by_the_next(store):
     assert len(json.loads(cache(store, "ls", "--json").stdout)) == 3
     cache(store, "rm", OLD, "--yes")
     assert not left.exists()
+
+
+@pytest.mark.fault("H8", "a symlink in the place of a cache, in one, and of all caches")
+def test_a_symlink_is_no_cache_and_what_it_points_to_is_not_counted(store, tmp_path):
+    rows = json.loads(cache(store, "ls", "--json").stdout)
+    outside = make(Store(tmp_path / "outside"), "ddd444").path
+    (store.root / "teacher_cache" / "ddd444").symlink_to(outside)
+    (store.entry("teacher_cache", OLD).path / "link").symlink_to(outside / "shard-000000.safetensors")
+    (store.entry("teacher_cache", OLD).path / "folder").symlink_to(outside)
+    found = json.loads(cache(store, "ls", "--json").stdout)
+    assert [row["key"] for row in found] == [row["key"] for row in rows]
+    assert all(one["bytes"] - other["bytes"] < 500 for one, other in zip(found, rows, strict=True)), (
+        "a link's own bytes"
+    )
+    (store.root / "teacher_cache").rename(tmp_path / "moved")
+    (store.root / "teacher_cache").symlink_to(tmp_path / "moved")
+    assert json.loads(cache(store, "ls", "--json").stdout) == []
+    assert json.loads(cache(store, "verify", "--json").stdout) == []
+    assert (
+        cache(store, "rm", "--unused", "--yes").exit_code == 0 and len(list((tmp_path / "moved").glob("[a-z]*"))) == 4
+    )

@@ -8,12 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import kdbench
 from kdbench.analysis import equal_time, export, looks, words
 from kdbench.analysis.advice import advice
-from kdbench.analysis.results import METRICS, SuiteResults, external_notes, history, item_scores, open_suite
+from kdbench.analysis.results import APART, METRICS, SuiteResults, external_notes, history, item_scores, open_suite
 from kdbench.analysis.verdict import Comparison, compare
 from kdbench.errors import ConfigError, did_you_mean
-from kdbench.files import atomic_write, write_json
+from kdbench.files import atomic_write
+from kdbench.run import plans
 from kdbench.run.store import Store
 from kdbench.run.tuning_words import in_words as tuning_in_words
 from kdbench.suite import examination
@@ -94,12 +96,17 @@ def _metric(asked: str, overall: Sequence[str], tasks: Sequence[str]) -> tuple[s
 def missing(results: SuiteResults) -> list[str]:
     """Say which cells are not shown, and why; never silently drop one."""
     notes = []
-    for status in ("missing", "damaged", "failed", "diverged"):
+    for status in ("missing", "damaged", "failed", "diverged", APART):
         found = [cell for cell in results.cells if cell["status"] == status]
         names = [title(cell["arm"], cell["student"], cell["teacher"], cell["seed"]) for cell in found]
         if names:
             shown = "; ".join(names[:6]) + (f"; and {len(names) - 6} more" if len(names) > 6 else "")
             notes.append(f"{len(names)} of {len(results.cells)} cells {status}, left out: {shown}")
+    made, own = results.plan["environment"]["protocol"], kdbench.PROTOCOL
+    if plans.major_minor(made) != plans.major_minor(own):
+        notes.append(
+            f"these are results of protocol {made}; those that this kdbench makes, of {own}, compare with others"
+        )
     if results.plan["overrides"]:
         notes.append("run with " + ", ".join(f"--set {one}" for one in results.plan["overrides"]))
     if len(results.plan["suite"]["seeds"]) == 2:
@@ -174,7 +181,7 @@ def _sources(scores: pd.DataFrame, plan: dict[str, Any], folder: Path) -> dict[s
     raw = scores.astype(dict.fromkeys(columns, "category")).to_parquet(index=False, compression="zstd")
     written = {name: folder / name for name in ("scores.parquet", "plan.json")}
     atomic_write(written["scores.parquet"], raw)
-    write_json(written["plan.json"], plan)
+    plans.write(written["plan.json"], plan)
     return written
 
 

@@ -18,7 +18,7 @@ from kdbench.analysis.spelling import Speller
 from kdbench.analysis.token_pair import TokenPair
 from kdbench.analysis.words import p_text, plain
 from kdbench.errors import ConfigError, did_you_mean
-from kdbench.run import orchestrate
+from kdbench.run import orchestrate, plans
 from kdbench.run.store import Store
 
 ALL, ALPHA, LONG = "all items", 0.05, 16
@@ -84,12 +84,15 @@ def difference(store: Store, first: str, second: str, *, task: str | None = None
         items: how many to show that one gets and the other misses, each way.
 
     Raises:
-        ConfigError: no such cell or task, or twice the same cell.
+        ConfigError: no such cell or task, twice the same cell, or cells of different protocols.
         StoreError: files are damaged.
     """
     a, b = find(store, first), find(store, second)
     if a.key == b.key:
         raise ConfigError(f"expected two different cells, found {a.title} ({a.key[:8]}) twice")
+    if not plans.comparable(a.inputs, b.inputs):
+        told = [f"{one.title} of protocol {one.inputs['protocol']}" for one in (a, b)]
+        raise ConfigError(f"expected two cells of one protocol, found {told[0]} and {told[1]}; they do not compare")
     names, notes = call(a, b), []
     joined = _join(a, b, task)
     scores = _scores(a, b, task, joined)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kdbench.analysis.results import read_items, read_metrics
 from kdbench.errors import ConfigError, StoreError, did_you_mean
 from kdbench.evaluate import token_scores
-from kdbench.files import read_json, sha256_file
+from kdbench.files import read_json, read_records, sha256_file
+from kdbench.run import plans
 from kdbench.run.store import INPUTS, Store
 from kdbench.suite.matrix import CEILING, split_labels, title
 
@@ -56,9 +57,7 @@ class Checkpoint:
     @cached_property
     def items(self) -> pandas.DataFrame:
         """Its item scores: `task`, `metric`, `item`, `score`, `item_hash`; of an lm-eval task the primary ones."""
-        import pandas
-
-        found = pandas.read_parquet(self.store.entry("cells", self.key).path / "samples.parquet")
+        found = read_items(self.store.entry("cells", self.key).path)
         return found if "primary" not in found else found[found["primary"].ne(False)].drop(columns="primary")
 
     @cached_property
@@ -73,8 +72,8 @@ class Checkpoint:
     def last_step(self) -> dict[str, float]:
         """What the last step of its training logged; empty where nothing was trained."""
         path = self.store.entry("cells", self.key).path / "metrics.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        return json.loads(lines[-1]) if lines else {}
+        records = read_records(path) if path.is_file() else []
+        return records[-1] if records else {}
 
 
 def find(store: Store, asked: str) -> Checkpoint:
@@ -98,8 +97,8 @@ def find(store: Store, asked: str) -> Checkpoint:
 
 def _planned(store: Store) -> list[dict[str, Any]]:
     """Every cell that a suite names now, the suite planned last first."""
-    plans = sorted(store.root.glob("suites/*/plan.json"), key=lambda path: -path.stat().st_mtime)
-    cells = [cell | {"suite": path.parent.name} for path in plans for cell in read_json(path)["cells"]]
+    paths = sorted(store.root.glob("suites/*/plan.json"), key=lambda path: -path.stat().st_mtime)
+    cells = [cell | {"suite": path.parent.name} for path in paths for cell in plans.read(path)["cells"]]
     if not cells:
         raise ConfigError(f"no results in {store.root}: expected suites/<name>/plan.json; run a suite first")
     return cells
@@ -171,13 +170,14 @@ def _unclear(store: Store, known: list[dict[str, Any]], asked: str, found: list[
 def _read(store: Store, cell: dict[str, Any], asked: str) -> Checkpoint:
     entry = store.entry("cells", cell["key"])
     done = entry.done()
+    entry.refuse_later()
     if done is None or done["status"] != "ok":
         state = "is not run yet" if done is None and not entry.path.exists() else f"is {entry.state()}"
         again = f"kdbench run the suite {cell['suite']!r} first" if cell["suite"] else "run its suite first"
         raise ConfigError(f"cell {asked!r}: expected one that was examined, but {path_of(cell)} {state}; {again}")
     _check(entry, done)
     named = {name: cell[name] for name in ("arm", "student", "teacher", "seed")}
-    return Checkpoint(store, cell["key"], cell["suite"], named, cell["inputs"], read_json(entry.path / "results.json"))
+    return Checkpoint(store, cell["key"], cell["suite"], named, cell["inputs"], read_metrics(entry.path))
 
 
 def _check(entry: Any, done: dict[str, Any]) -> None:

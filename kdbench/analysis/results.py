@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdbench.errors import ConfigError, StoreError, did_you_mean
-from kdbench.files import read_json
+from kdbench.files import read_json, read_records, read_table
+from kdbench.run import plans
 from kdbench.run.store import Store
 from kdbench.suite.external import ARM, CONTROL, Arm, External
 from kdbench.suite.matrix import CEILING
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 COLUMNS = ["objective", "student", "teacher", "seed", "task", "item", "score"]
 GRADED = "acc"
+APART = "of another protocol"  # the status of a cell whose results are no part of the comparison
 METRICS = {GRADED: (GRADED, 1.0), "word_log_likelihood": ("word_nll", -1.0)}  # name → (as stored, sign: more is better)
 
 
@@ -28,8 +29,8 @@ class SuiteResults:
 
     Attributes:
         plan: suite, overrides, environment and cells as last planned.
-        cells: one dict a cell: its names, `key`, `status` (`ok`, `diverged`, `failed`, `missing`), `elsewhere` (whether
-            the student was trained elsewhere), and what is known.
+        cells: one dict a cell: its names, `key`, `status` (`ok`, `diverged`, `failed`, `missing`, `damaged`, or APART),
+            `elsewhere` (whether the student was trained elsewhere), and what is known.
     """
 
     store: Store
@@ -63,28 +64,32 @@ def open_suite(results_dir: Path | str, suite: str | None = None) -> SuiteResult
 
     Raises:
         ConfigError: no such suite in the folder.
+        StoreError: its plan is damaged, or it or a cell was written by a later kdbench.
     """
     store = Store(Path(results_dir))
-    plans = {path.parent.name: path for path in store.root.glob("suites/*/plan.json")}
-    if not plans:
+    known = {path.parent.name: path for path in store.root.glob("suites/*/plan.json")}
+    if not known:
         raise ConfigError(f"no results in {store.root}: expected suites/<name>/plan.json; run a suite first")
-    name = suite or max(plans, key=lambda one: plans[one].stat().st_mtime)
-    if name not in plans:
-        raise ConfigError(f"no results of suite {name!r} in {store.root}.{did_you_mean(name, plans)}")
-    plan = read_json(plans[name])
-    return SuiteResults(store, plan, [_cell(store, entry) for entry in plan["cells"]])
+    name = suite or max(known, key=lambda one: known[one].stat().st_mtime)
+    if name not in known:
+        raise ConfigError(f"no results of suite {name!r} in {store.root}.{did_you_mean(name, known)}")
+    plan = plans.read(known[name])
+    return SuiteResults(store, plan, [_cell(store, entry, plan["environment"]) for entry in plan["cells"]])
 
 
-def _cell(store: Store, planned: dict[str, Any]) -> dict[str, Any]:
+def _cell(store: Store, planned: dict[str, Any], environment: dict[str, Any]) -> dict[str, Any]:
     entry = store.entry("cells", planned["key"])
     facts = {name: planned[name] for name in ("arm", "student", "teacher", "seed", "key")}
     facts["elsewhere"] = planned["inputs"]["arm"] == ARM
+    if not plans.comparable(planned["inputs"], environment):
+        return facts | {"status": APART, "path": entry.path}
     done = entry.done()
     if done is None:
+        entry.refuse_later()
         return facts | {"status": "missing", "path": entry.path}
     try:
         entry.verified()
-        metrics = read_json(entry.path / "results.json") if done["status"] == "ok" else {}
+        metrics = read_metrics(entry.path) if done["status"] == "ok" else {}
     except StoreError as error:
         return facts | {"status": "damaged", "reason": str(error), "path": entry.path}
     subject = planned["inputs"].get("student") if planned["arm"] != CEILING else planned["inputs"]["teacher"]
@@ -99,6 +104,27 @@ def _cell(store: Store, planned: dict[str, Any]) -> dict[str, Any]:
         "timing": done["timing"],
         "done": done,
     }
+
+
+def read_metrics(folder: Path) -> dict[str, float]:
+    """Read a cell's metrics.
+
+    Raises:
+        StoreError: they are not there, or are no numbers by name.
+    """
+    found = read_json(folder / "results.json")
+    if not isinstance(found, dict) or not all(isinstance(value, int | float) for value in found.values()):
+        raise StoreError(f"cannot read {folder / 'results.json'}: expected numbers by name, found something else")
+    return found
+
+
+def read_items(folder: Path) -> pandas.DataFrame:
+    """Read a cell's item scores.
+
+    Raises:
+        StoreError: they are not there, or are something else.
+    """
+    return read_table(folder / "samples.parquet", texts=("task", "metric", "item_hash"), numbers=("score",))
 
 
 def load_scores(results_dir: Path | str, suite: str | None = None, metric: str = "acc") -> pandas.DataFrame:
@@ -146,7 +172,7 @@ def _frames(cell: dict[str, Any], metric: str, students: list[str]) -> list[pand
     import pandas
 
     stored, sign = METRICS[metric]
-    raw = pandas.read_parquet(cell["path"] / "samples.parquet")
+    raw = read_items(cell["path"])
     raw = raw[_chosen(raw, stored)]
     item = raw["item"].astype(str) + "-" + raw["item_hash"].str.slice(0, 8)
     frames = []
@@ -206,5 +232,5 @@ def history(results: SuiteResults) -> pandas.DataFrame:
         path = cell["path"] / "metrics.jsonl"
         if cell["status"] == "ok" and path.is_file():
             names = {name: cell[name] for name in ("student", "teacher", "seed")} | {"objective": cell["arm"]}
-            records += [names | json.loads(line) for line in path.read_text().splitlines()]
+            records += [names | record for record in read_records(path)]
     return pandas.DataFrame(records)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kdbench.files import read_table
+
 if TYPE_CHECKING:
     import pandas
     from torch import Tensor
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
 FILE = "tokens.parquet"
 PLACE = ("row", "position", "target")  # where a token stands; equal in two files only if both read the same text
+ALWAYS = (*PLACE, "log_prob", "entropy", "top1_prob", "top1_correct")  # the columns that every such file has
 TOP = 10  # how many of the likeliest tokens `top10_overlap` looks at
 BINS = 15
 
@@ -85,8 +88,10 @@ def to_parquet(columns: Mapping[str, np.ndarray]) -> bytes:
 
 
 def read(folder: Path) -> pandas.DataFrame | None:
-    """Return a cell's token scores, a row a token; None for cells examined before they were kept."""
-    import pandas
+    """Return a cell's token scores, a row a token; None for cells examined before they were kept.
 
+    Raises:
+        StoreError: the file holds something else.
+    """
     path = folder / FILE
-    return pandas.read_parquet(path) if path.is_file() else None
+    return read_table(path, texts=(), numbers=ALWAYS) if path.is_file() else None

@@ -6,7 +6,6 @@ Nothing here reaches outside `teacher_cache/`; an entry is removed, or set aside
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -17,10 +16,10 @@ from filelock import FileLock, Timeout
 
 from kdbench.errors import ConfigError, StoreError, did_you_mean
 from kdbench.files import read_json, sha256_file
+from kdbench.run.places import NAME, entries, size
 from kdbench.run.store import DONE, INPUTS, Busy, Entry, Store
 
 KIND = "teacher_cache"
-NAME = re.compile(r"[0-9A-Za-z]+(\.corrupt-\d+)?")
 SET_ASIDE, GONE = "set aside", ".removed-"
 
 
@@ -72,8 +71,7 @@ def known(store: Store) -> list[Cache]:
 
 
 def _folders(store: Store) -> list[Path]:
-    found = (store.root / KIND).glob("*")
-    return sorted(path for path in found if NAME.fullmatch(path.name) and path.is_dir() and not path.is_symlink())
+    return [folder for _, folder in entries(store, [KIND])]
 
 
 def _uses(store: Store) -> dict[str, list[_Use]]:
@@ -94,7 +92,7 @@ def _uses(store: Store) -> dict[str, list[_Use]]:
 
 def _describe(store: Store, folder: Path, uses: Sequence[_Use]) -> Cache:
     inputs = _json(folder / INPUTS)
-    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    bytes_ = size(folder)
     tokens = int(inputs.get("tokens") or 0)
     layout = inputs.get("layout", "hidden")
     state = SET_ASIDE if "." in folder.name else Entry(folder).state()
@@ -105,8 +103,8 @@ def _describe(store: Store, folder: Path, uses: Sequence[_Use]) -> Cache:
         tokens=tokens,
         dtype=str(inputs.get("dtype", "")),
         layout=layout if layout == "hidden" else f"{layout} {inputs['k']}",
-        bytes_=size,
-        bytes_a_token=round(size / tokens, 1) if tokens and state == "ok" else None,
+        bytes_=bytes_,
+        bytes_a_token=round(bytes_ / tokens, 1) if tokens and state == "ok" else None,
         state="in use" if state != SET_ASIDE and _busy(store, folder.name, uses) else state,
         suites=tuple(dict.fromkeys(use.suite for use in uses)),
         effect=_json(folder / "manifest.json").get("effect"),

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kdbench import telemetry
 from kdbench.distill.models import Runtime
 from kdbench.errors import ConfigError, Interrupted
 from kdbench.files import TEMPORARY, atomic_write
@@ -82,7 +83,7 @@ def connected(
 
 
 def _ray() -> Any:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    telemetry.switch_off()
     try:
         import ray
     except ImportError:

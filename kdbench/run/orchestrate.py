@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from kdbench.errors import ConfigError, StoreError, did_you_mean
-from kdbench.files import read_json, write_json
 from kdbench.registry import user_folders
-from kdbench.run import equal_time, external, tuning
+from kdbench.run import equal_time, external, plans, tuning
 from kdbench.run.agenda import Listener, Outcome
 from kdbench.run.cluster import Placement
 from kdbench.run.jobs import AFTER, Job, Planner
@@ -148,7 +147,9 @@ def plan(suite: Suite, base: Path, store: Store) -> Plan:
             cells.append(PlannedCell(cell, job, *_waits(cell)))
             continue
         found = done.get(job.id)
-        state = found["status"] if found else store.entry("cells", job.key).state()
+        entry = store.entry("cells", job.key)
+        entry.refuse_later()
+        state = found["status"] if found else entry.state()
         state = "damaged" if state in FINAL and not found else state
         cells.append(PlannedCell(cell, job, state, "" if state in FINAL else _why(state, job, before.get(_name(cell)))))
     return Plan(suite, planner, cells, done, tuned, timed)
@@ -175,9 +176,9 @@ def _name(cell: Cell) -> str:
 
 
 def _previous(store: Store, name: str) -> dict[str, dict[str, Any]]:
-    path = store.suite_folder(name) / "plan.json"
+    path = store.suite_folder(name) / plans.FILE
     try:
-        known = read_json(path)["cells"] if path.exists() else []
+        known = plans.read(path)["cells"] if path.exists() else []
         return {entry["name"]: entry for entry in known if not {ABSENT, AFTER} & {*entry["inputs"]}}
     except (StoreError, KeyError, TypeError):
         return {}
@@ -229,10 +230,7 @@ def write_plan(plan: Plan, store: Store, overrides: Sequence[str]) -> dict[str, 
         content["equal_time"] = equal_time.facts(plan.timed)
     if plan.suite.tune:
         content["tuning"] = tuning.facts(plan.tuned)
-    path = store.suite_folder(plan.suite.name) / "plan.json"
-    if not path.exists() or read_json(path) != content:
-        write_json(path, content)
-    return content
+    return plans.write_if_changed(store.suite_folder(plan.suite.name) / plans.FILE, content)
 
 
 def run(

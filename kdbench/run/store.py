@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ from kdbench.files import TEMPORARY, atomic_write, read_json, sha256_file, sync_
 
 KINDS = ("tokenizers", "texts", "models", "teacher_texts", "teacher_cache", "tasks", "cells", "choices")
 DONE, INPUTS, CHECKPOINTS = "DONE.json", "inputs.json", "ckpt"
-FORMAT = 1
+FORMAT, LATER = 1, "later"
 STATUSES = ("ok", "diverged", "failed")
 
 
@@ -94,7 +95,9 @@ class Entry:
     def _is_there(self, name: str, listed: dict[str, Any]) -> bool:
         """Whether a file that DONE.json lists lies inside the entry, with its size."""
         inside = not os.path.isabs(name) and ".." not in name.split("/")
-        return inside and isinstance(listed["sha256"], str) and (self.path / name).stat().st_size == listed["bytes"]
+        found = (self.path / name).stat()
+        ordinary = stat.S_ISREG(found.st_mode)  # a pipe would be waited for
+        return inside and ordinary and isinstance(listed["sha256"], str) and found.st_size == listed["bytes"]
 
     def verified(self) -> dict[str, Any]:
         """Return DONE.json after checking the sha256 of every file.
@@ -104,6 +107,7 @@ class Entry:
         """
         done = self.done()
         if done is None:
+            self.refuse_later()
             raise StoreError(f"{self.path} is not complete; run its suite again")
         for name, expected in done["files"].items():
             if sha256_file(self.path / name) != expected["sha256"]:
@@ -120,14 +124,37 @@ class Entry:
         return done is not None and all(sha256_file(self.path / name) == listed[name]["sha256"] for name in read)
 
     def state(self) -> str:
-        """Return `new`, `unfinished`, `damaged`, or the status in DONE.json: `ok`, `diverged`, `failed`."""
+        """Return `new`, `unfinished`, `damaged`, or the status in DONE.json: `ok`, `diverged`, `failed`.
+
+        What a later kdbench has completed is `later`: whole, perhaps, but not to be read, nor made again, by this one.
+        """
         for _ in range(2):  # twice: DONE.json may come while it is looked at
             done = self.done()
             if done is not None:
                 return done["status"]
             if not (self.path / DONE).exists():
                 return "unfinished" if (self.path / INPUTS).exists() else "new"
-        return "damaged"
+        return LATER if self._format() > FORMAT else "damaged"
+
+    def _format(self) -> int:
+        """Return the format in which DONE.json says that it is written; 0 where it says none."""
+        try:
+            found = read_json(self.path / DONE)["format"]
+        except (StoreError, KeyError, TypeError, IndexError):
+            return 0
+        return found if isinstance(found, int) else 0
+
+    def refuse_later(self) -> None:
+        """Do nothing, unless a later kdbench has completed the entry.
+
+        Raises:
+            StoreError: it has.
+        """
+        if self.state() == LATER:
+            raise StoreError(
+                f"{self.path} was written in format {self._format()}, and this kdbench reads up to format {FORMAT}: "
+                "use the kdbench that wrote it, or another results folder"
+            )
 
     @contextmanager
     def locked(self, wait_s: float = 0.0) -> Iterator[None]:
@@ -151,6 +178,7 @@ class Entry:
         """Prepare for writing, under the lock: set damaged or failed leavings aside, write down what is made."""
         state = self.state()
         failpoints.hit("begin")
+        self.refuse_later()
         if state == "damaged":
             self.set_aside()
         elif state == "failed":

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from kdbench import failpoints
+from kdbench import failpoints, telemetry
 from kdbench.files import read_json
 from kdbench.run.store import Store
 from kdbench.run.tuning_words import in_words
@@ -49,8 +49,7 @@ NAMES = {  # how a person reads the examination's metrics
 
 def quiet_environment() -> None:
     """No telemetry, no pickles, no chatter; to be called before MLflow is imported."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("DO_NOT_TRACK", "true")
+    telemetry.switch_off()
     os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # stdout is for our own product

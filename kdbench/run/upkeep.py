@@ -21,7 +21,8 @@ import psutil
 from kdbench import failpoints
 from kdbench.errors import StoreError
 from kdbench.files import read_json
-from kdbench.run.caches import GONE, NAME, damaged_files, held
+from kdbench.run.caches import GONE, damaged_files, held
+from kdbench.run.places import NAME, entries, size
 from kdbench.run.store import DONE, INPUTS, KINDS, STATUSES, Busy, Entry, Store
 
 IN_USE = "in use"
@@ -61,7 +62,7 @@ class Waste:
 
 def verify(store: Store) -> list[Checked]:
     """Check every file of every complete entry against its sha256. Writes nothing, sets nothing aside."""
-    return [_check(kind, Entry(folder)) for kind, folder in _folders(store) if "." not in folder.name]
+    return [_check(kind, Entry(folder)) for kind, folder in entries(store) if "." not in folder.name]
 
 
 def _check(kind: str, entry: Entry) -> Checked:
@@ -109,31 +110,10 @@ def remove(store: Store, one: Waste) -> bool:
     return True
 
 
-def size(path: Path) -> int:
-    """Return the bytes under a path; a file that vanishes meanwhile counts nothing, a symlink is not followed."""
-    total = 0
-    for one in (path, *path.rglob("*")):
-        try:
-            total += 0 if one.is_dir() else one.lstat().st_size
-        except OSError:
-            continue
-    return total
-
-
-def _folders(store: Store) -> Iterator[tuple[str, Path]]:
-    """Yield the kind and folder of every entry, those set aside among them."""
-    for kind in KINDS:
-        home = store.root / kind
-        if home.is_dir() and not home.is_symlink():
-            for path in sorted(home.iterdir()):
-                if NAME.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
-                    yield kind, path
-
-
 def _entries(store: Store, held_by_us: Path | None = None) -> Iterator[tuple[Path, str]]:
     """Yield the entries that may go, and why."""
     needed = _needed(store)
-    for _, folder in _folders(store):
+    for _, folder in entries(store):
         if "." in folder.name:
             yield folder, "damaged, and set aside"
             continue
@@ -159,7 +139,7 @@ def _needed(store: Store) -> set[str] | None:
 
 def _followed(store: Store, needed: set[str]) -> set[str]:
     """Add the words in the inputs of needed entries, until there are no new ones."""
-    inputs = {folder: folder / INPUTS for _, folder in _folders(store) if "." not in folder.name}
+    inputs = {folder: folder / INPUTS for _, folder in entries(store) if "." not in folder.name}
     while reached := [folder for folder in inputs if folder.name in needed]:
         for folder in reached:
             path = inputs.pop(folder)
@@ -192,7 +172,7 @@ def _foreign(folder: Path) -> bool:
 def _leavings(store: Store) -> Iterator[tuple[Path, str]]:
     """Yield temporary files of dead processes, and folders whose removal was cut off."""
     places = [store.root, *(store.root / kind for kind in KINDS), *(store.root / "suites").glob("*")]
-    places += [folder for _, folder in _folders(store) if "." not in folder.name and not held(Entry(folder))]
+    places += [folder for _, folder in entries(store) if "." not in folder.name and not held(Entry(folder))]
     for place in places:
         if place.is_symlink() or not place.is_dir():
             continue

@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from kdbench import telemetry
 from kdbench.errors import Interrupted
 from kdbench.run.agenda import ATTEMPTS, ENDINGS, GRACE_S, Agenda, Listener, Outcome, Signals
 from kdbench.run.jobs import Job
@@ -76,7 +77,7 @@ class Worker:
 def environment(threads: int) -> dict[str, str]:
     """Return what pins BLAS threads and keeps every library silent, and off-line but for a suite that names the Hub."""
     pinned = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
-    fixed = {"HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1"), "HF_HUB_DISABLE_TELEMETRY": "1"}
+    fixed = {"HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1")} | telemetry.OFF
     return pinned | fixed | {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "PYTHONUNBUFFERED": "1"}
 
 

@@ -1,0 +1,169 @@
+"""What kdbench stands on: no version with a known hole, nobody told what is run, nothing open to the network.
+
+python -m pytest tests/test_supply_chain.py
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+import psutil
+import pytest
+
+from kdbench import telemetry
+from kdbench.run.store import Store
+from kdbench.run.workers import Worker
+from tests.fixtures import unpack
+
+ROOT = Path(__file__).parent.parent
+LEAST_MLFLOW = (3, 10)  # CVE-2026-2614, a file read without a login, was mended there
+
+
+def audit():
+    spec = importlib.util.spec_from_file_location("audit", ROOT / "locks" / "audit.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def answer(*packages):
+    """What pip-audit gives: name → ids of holes, or None for a package that the database does not know."""
+    known = {"version": "1.0"}
+    return {
+        "dependencies": [
+            {"name": name, "skip_reason": "not found"}
+            if holes is None
+            else known | {"name": name, "vulns": [{"id": hole, "fix_versions": ["1.1"]} for hole in holes]}
+            for name, holes in packages
+        ]
+    }
+
+
+@pytest.mark.fault("I2", "MLflow without its known holes, as demanded and as locked")
+def test_mlflow_is_of_a_version_without_known_holes():
+    dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    (least,) = [re.fullmatch(r"mlflow>=(\d+)\.(\d+)", one) for one in dependencies if one.startswith("mlflow")]
+    assert (int(least[1]), int(least[2])) >= LEAST_MLFLOW
+    for lock in ("run", "test", "reference"):
+        found = re.findall(r"^mlflow[a-z-]*==(\d+)\.(\d+)", (ROOT / "locks" / f"{lock}.txt").read_text(), re.MULTILINE)
+        assert found and all((int(major), int(minor)) >= LEAST_MLFLOW for major, minor in found), lock
+
+
+@pytest.mark.fault("I1", "the auditor itself is locked with hashes")
+def test_the_auditor_is_locked_with_hashes_and_no_index():
+    text = (ROOT / "locks" / "audit.txt").read_text()
+    pins = [line for line in text.splitlines() if re.match(r"[a-z0-9]", line)]
+    assert any(line.startswith("pip-audit==") for line in pins) and "://" not in text
+    assert text.count("--hash=sha256:") >= len(pins)
+
+
+@pytest.mark.fault("I2", "a database that knows no package at all is no answer")
+@pytest.mark.parametrize(
+    ("document", "code", "told"),
+    [
+        (answer(("a", []), ("b", [])), "NONE", "no known holes in 2 packages"),
+        (answer(("a", []), ("b", None)), "NONE", "no known holes in 1 packages; 1 packages are not known there"),
+        (answer(("a", ["CVE-1"]), ("b", None)), "HOLES", "a 1.0: CVE-1, mended in 1.1"),
+        (answer(("a", None), ("b", None)), "NOBODY", "knows none of the 2 packages, so it answers nothing"),
+    ],
+)
+def test_an_audit_tells_an_answer_from_none(document, code, told):
+    module = audit()
+    assert module.judge(document) == (getattr(module, code), [told])
+
+
+def test_an_audit_without_its_tool_says_what_to_do():
+    ended = subprocess.run([sys.executable, ROOT / "locks" / "audit.py", "x"], capture_output=True, text=True)
+    if importlib.util.find_spec("pip_audit"):
+        pytest.skip("pip-audit is installed beside the tests")
+    assert ended.returncode == 2 and "`make audit` installs it" in ended.stdout and not ended.stderr
+
+
+@pytest.mark.fault("I2", "telemetry off in a worker, whatever was set before")
+def test_a_worker_starts_with_all_telemetry_off(tmp_path, monkeypatch):
+    for name in telemetry.OFF:
+        monkeypatch.setenv(name, "0")
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "1")
+    worker = Worker(0, Store(tmp_path), 1, ())
+    try:
+        found = psutil.Process(worker.process.pid).environ()
+    finally:
+        worker.end(kill=True)
+    assert {name: found[name] for name in telemetry.OFF} == telemetry.OFF
+
+
+LIBRARIES = """
+import os
+for name in {names}:
+    os.environ.pop(name, None)
+{switch}
+from huggingface_hub import constants
+from mlflow.telemetry.utils import is_telemetry_disabled
+print(bool(is_telemetry_disabled()), constants.HF_HUB_DISABLE_TELEMETRY)
+"""
+
+
+@pytest.mark.fault("I2", "MLflow and the Hub's client themselves say that theirs is off")
+@pytest.mark.parametrize(
+    ("switch", "off"),
+    [("", False), ("from kdbench import telemetry; telemetry.switch_off()", True),
+     ("from kdbench.run.tracking import quiet_environment; quiet_environment()", True),
+     ("from kdbench.cli import main; main(['objectives', 'list'], standalone_mode=False)", True)],
+    ids=["control", "switch", "tracking", "cli"],
+)  # fmt: skip
+def test_the_libraries_take_the_switch(switch, off, monkeypatch):
+    for name in (
+        "CI",
+        "GITHUB_ACTIONS",
+        "PYTEST_CURRENT_TEST",
+        "PYTEST_VERSION",
+    ):  # under which MLflow is silent anyway
+        monkeypatch.delenv(name, raising=False)
+    code = LIBRARIES.format(names=[*telemetry.OFF, "DISABLE_TELEMETRY"], switch=switch)
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    hub = {False: "False", True: "True"}[off]
+    assert ended.stdout.splitlines()[-1] == f"{off} {hub}"
+
+
+def listening(process: psutil.Process) -> set[str]:
+    """Return the addresses at which a process and its children can be reached."""
+    found = set()
+    for one in (process, *process.children(recursive=True)):
+        try:
+            found |= {link.laddr.ip for link in one.net_connections("inet") if link.status == psutil.CONN_LISTEN}
+        except psutil.Error:
+            continue
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.fault("I2", "`kdbench ui` can be reached from this machine alone, and tells nobody")
+def test_the_ui_listens_on_127_0_0_1_alone_and_sends_no_telemetry(tmp_path):
+    import socket
+
+    results = unpack(1, tmp_path)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "kdbench.cli", "ui", "--port", str(port), "--results-dir", str(results)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        process, until, found = psutil.Process(server.pid), time.monotonic() + 200, set()
+        while not found and time.monotonic() < until and server.poll() is None:
+            time.sleep(0.5)
+            found = listening(process)
+        assert found == {"127.0.0.1"}
+        environment = process.environ()
+        assert {name: environment[name] for name in telemetry.OFF} == telemetry.OFF
+    finally:
+        for one in (*psutil.Process(server.pid).children(recursive=True), server):
+            one.send_signal(signal.SIGKILL)
+        server.wait()
