@@ -109,7 +109,8 @@ class Display:
 
 def _ending(event: dict[str, Any]) -> str:
     if event["event"] != "finished":
-        return {"busy": "waits, another process makes it"}.get(event["event"], f"{event['event']}: {event['message']}")
+        said = {"busy": "waits, another process makes it", "died": event["message"]}  # which says how
+        return said.get(event["event"], f"{event['event']}: {event['message']}")
     done = event["done"]
     words = [done["status"] if done["status"] == "ok" else f"{done['status']}: {done.get('reason', '')}"]
     if "final_loss" in done:

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 FLOOR_S = 900.0  # nobody is called hung before
 PACES = 50  # median steps or shards
 MEASURED = 3  # steps or shards by which a pace is known
-BUSY = 0.05  # share of one core by which a process counts as working
+BUSY = 0.005  # share of one core by which a process counts as working; a slow download takes as little
+TICKS_S = 0.05  # that much says nothing: the system counts in hundredths
 AWAY_S = 30.0  # without a look: the watcher itself was stopped or busy, so its clock says nothing
 BEAT_S = 1.0
 ALIVE = "alive"  # the event that says nothing else
@@ -45,8 +46,8 @@ class Watch:
         self.stage, self.step = "", 0
         self.gaps: deque[float] = deque(maxlen=200)
         self.stepped: float | None = None
-        self.looked = clock()
-        self._live()
+        self.looked = self.last = clock()
+        self.used_s: float | None = None  # at the last sign of life; None until it is looked up
 
     def see(self, event: dict[str, Any]) -> None:
         """Take an event of the job."""
@@ -58,10 +59,7 @@ class Watch:
             if self.stepped is not None:
                 self.gaps.append(now - self.stepped)
             self.stepped, self.step = now, event.get("step", event.get("done", 0))
-        self._live()
-
-    def _live(self) -> None:
-        self.last, self.used_s = self.clock(), self.cpu_s()
+        self.last, self.used_s = now, None
 
     @property
     def limit_s(self) -> float:
@@ -74,14 +72,17 @@ class Watch:
         """Look once; return in words for how long and where nothing has been heard, '' while all is well."""
         now = self.clock()
         silent_s, away_s, self.looked = now - self.last, now - self.looked, now
-        if away_s > AWAY_S:
-            self._live()
-        elif silent_s > self.limit_s:
-            if len(self.gaps) < MEASURED and self.cpu_s() - self.used_s > BUSY * silent_s:
-                self._live()
-            else:
-                return f"no sign of life for {silent_s:,.0f} s, {self._where()}"
-        return ""
+        if self.used_s is None:
+            self.used_s = self.cpu_s()
+        if silent_s <= self.limit_s:
+            return ""
+        if away_s > AWAY_S or (len(self.gaps) < MEASURED and self._worked(silent_s)):
+            self.last, self.used_s = now, None
+            return ""
+        return f"no sign of life for {silent_s:,.0f} s, {self._where()}"
+
+    def _worked(self, silent_s: float) -> bool:
+        return self.cpu_s() - (self.used_s or 0.0) > max(TICKS_S, BUSY * silent_s)
 
     def _where(self) -> str:
         stage = f"in stage {self.stage!r}" if self.stage else "in no named stage"

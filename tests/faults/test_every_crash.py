@@ -84,7 +84,9 @@ def test_a_disk_that_is_full_at_any_write_leaves_what_was_saved(name, house, wit
 
 @pytest.mark.fault("A2", "a real SIGKILL at such moments")
 @pytest.mark.slow  # at every commit tests/run/test_run.py kills for real
-@pytest.mark.parametrize("moment", ["step:2", "synced:30", "shard:2", "rollout:3", "weights:3", "examine:2", "commit:7"])
+@pytest.mark.parametrize(
+    "moment", ["step:2", "synced:30", "shard:2", "rollout:3", "weights:3", "examine:2", "commit:7"]
+)
 def test_a_process_killed_for_real_leaves_a_store_that_goes_on(moment, suite, house, tmp_path, expected):
     command = [sys.executable, "-m", "tests.faults.house", str(suite), str(tmp_path / "results")]
     killed = subprocess.run(command, env=os.environ | {failpoints.VARIABLE: moment}, capture_output=True)

@@ -48,7 +48,7 @@ def test_a_job_is_given_a_quarter_of_an_hour_or_fifty_of_its_steps():
 
 
 def test_before_its_pace_is_known_a_process_that_works_is_alive_and_one_that_does_not_is_not():
-    assert World(10).wait(1000, busy=0.2) == ""
+    assert World(10).wait(1000, busy=0.2) == "" and World().wait(5000, busy=0.01) == ""
     assert "for 11 s, in no named stage, before any step" in World(10).wait(1000)
     loading = World(10)
     loading.watch.see({"event": "stage", "stage": "training"})
