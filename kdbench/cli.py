@@ -106,6 +106,8 @@ def run(suite, dry_run, workers, only, stall, no_mlflow, where, overrides, resul
     kdbench run suites/quickstart.yaml --only objective=atkd --set train.steps=50
     kdbench run suites/quickstart.yaml --executor ray --address auto
     """
+    if stall is not None and where is not None:
+        raise ConfigError("--stall belongs to --executor local; over Ray a task that hangs is not noticed yet")
     chosen = _load_suite(suite, overrides)
     if not dry_run:
         _let_the_hub_answer(chosen)

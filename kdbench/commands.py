@@ -203,7 +203,7 @@ def run(
     """Run what is not done, here or over a Ray cluster, then compare and report.
 
     Args:
-        stall: seconds without a sign of life after which a job is stopped and tried again.
+        stall: seconds without a sign of life after which a job on this machine is stopped and tried again.
     """
     chosen = orchestrate.parse_only(only, suite)
     store = Store(results_dir)

@@ -22,14 +22,13 @@ from kdbench.errors import ConfigError, Interrupted
 from kdbench.files import TEMPORARY, atomic_write
 from kdbench.run import node
 from kdbench.run.agenda import GRACE_S, Agenda, Listener, Outcome, Signals
-from kdbench.run.disks import disk_warning
 from kdbench.run.job import Job
 from kdbench.run.store import Store
-from kdbench.run.watchdog import ALIVE, Watch
 from kdbench.run.where import Where
 from kdbench.run.workers import environment
 
 MODEL_KINDS = ("models", "teacher_texts", "teacher_cache", "cells")  # the jobs that use a GPU where there is one
+NETWORK_DISKS = ("nfs", "cifs", "smb", "lustre", "beegfs", "fuse", "9p", "afs", "gpfs", "ceph")
 
 
 @dataclass(frozen=True)
@@ -47,16 +46,10 @@ class Placement:
     slots: int
 
     def pool(
-        self,
-        store: Store,
-        count: int,
-        threads: int,
-        folders: Sequence[Path],
-        listeners: Sequence[Listener],
-        patience_s: float | None = None,
+        self, store: Store, count: int, threads: int, folders: Sequence[Path], listeners: Sequence[Listener]
     ) -> RayPool:
         """Return what makes jobs there; as `workers.Pool` is called."""
-        return RayPool(self, store, count, threads, folders, listeners, patience_s)
+        return RayPool(self, store, count, threads, folders, listeners)
 
 
 @contextmanager
@@ -153,12 +146,8 @@ class RayPool(Agenda):
         threads: int,
         folders: Sequence[Path],
         listeners: Sequence[Listener],
-        patience_s: float | None,
     ):
         super().__init__(listeners)
-        self.patience_s = patience_s
-        self.watches: dict[str, Watch] = {}
-        self.stalled: dict[str, str] = {}
         self.placement, self.ray, self.store = placement, placement.ray, store
         self.limit = count if count < placement.slots else math.inf
         root = store.root.resolve()
@@ -221,56 +210,29 @@ class RayPool(Agenda):
         by_id = {job.id: job for job in self.running.values()}
         for identity, event in self.ray.get(self.board.drain.remote()):
             if identity in by_id:
-                self._hear(by_id[identity], event)
+                if event["event"] == "started":
+                    self.started.add(identity)
+                self.tell(by_id[identity], event)
         for reference in ended:
             self._end(reference, self.running.pop(reference))
-        self._stop_stalled()
-
-    def _hear(self, job: Job, event: dict[str, Any]) -> None:
-        if event["event"] == "started":
-            self.started.add(job.id)
-            # What a distant process works is not known here: until its pace is, it counts as working.
-            self.watches[job.id] = Watch(self.patience_s, time.monotonic)
-        if watch := self.watches.get(job.id):
-            watch.see(event)
-        if event["event"] != ALIVE:
-            self.tell(job, event)
-
-    def _stop_stalled(self) -> None:
-        """Kill tasks that give no sign of life; they are tried again like those of a lost node."""
-        for reference, job in self.running.items():
-            watch = self.watches.get(job.id)
-            if watch and job.id not in self.stalled and (silence := watch.silence()):
-                self.stalled[job.id] = silence
-                self.ray.cancel(reference, force=True)
 
     def _end(self, reference: Any, job: Job) -> None:
+        errors = self.ray.exceptions
         self.started.discard(job.id)
-        self.watches.pop(job.id, None)
-        silence = self.stalled.pop(job.id, "")
         try:
             event = self.ray.get(reference)
-        except self.ray.exceptions.RayError as error:
-            if silence:
-                self.try_again(job, "its process", silence, "stalled")
+        except errors.TaskCancelledError:
+            event = {"event": "interrupted", "message": "stopped before it began"}
+        except errors.RayTaskError as error:  # of the job itself: it would come again
+            event = {"event": "failed", "message": str(error.cause or error), "trace": str(error)}
+        except errors.RayError as error:  # of the system: a process or a node is gone
+            if self.stop_code:
                 return
-            event = self._lost(job, error)
-            if event is None:
-                return
+            self.try_again(job, "its process or node", _first_line(error))
+            return
         if trace := event.pop("trace", None):
             atomic_write(self.store.root / "logs" / f"ray-{job.kind}-{job.key}.log", trace)
         self.settle(job, event)
-
-    def _lost(self, job: Job, error: Exception) -> dict[str, Any] | None:
-        """Return how a job ended that gave no result; None where it is tried again."""
-        errors = self.ray.exceptions
-        if isinstance(error, errors.TaskCancelledError):
-            return {"event": "interrupted", "message": "stopped before it began"}
-        if isinstance(error, errors.RayTaskError):  # of the job itself: it would come again
-            return {"event": "failed", "message": str(error.cause or error), "trace": str(error)}
-        if not self.stop_code:  # of the system: a process or a node is gone
-            self.try_again(job, "its process or node", _first_line(error))
-        return None
 
     def _on_signal(self, number: int) -> None:
         if self.stop_code:
@@ -295,3 +257,18 @@ class RayPool(Agenda):
 
 def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"
+
+
+def disk_warning(root: Path) -> str:
+    """Return what to mind where locks go over a network, '' on a local disk."""
+    import psutil
+
+    there = root.resolve()
+    mounts = [disk for disk in psutil.disk_partitions(all=True) if there.is_relative_to(disk.mountpoint)]
+    kind = max(mounts, key=lambda disk: len(disk.mountpoint)).fstype if mounts else ""
+    if not kind.startswith(NETWORK_DISKS):
+        return ""
+    return (
+        f"{root} lies on {kind}: cells are guarded by flock, which must reach every node (NFS from version 4 on, not "
+        "mounted with nolock or local_lock; Lustre mounted with flock)"
+    )

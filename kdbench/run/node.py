@@ -114,8 +114,6 @@ def _unfit(settings: dict[str, Any]) -> str:
 
 @cache
 def _prepared(store: str, threads: int, folders: tuple[str, ...]) -> Any:
-    from kdbench import failpoints
     from kdbench.run.worker import prepare
 
-    failpoints.arm_from_environment()
     return prepare({"store": store, "threads": threads, "folders": folders})
