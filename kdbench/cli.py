@@ -22,7 +22,7 @@ from kdbench.cli_objectives import check, objectives
 from kdbench.cli_profile import profile
 from kdbench.cli_report import cite, report
 from kdbench.cli_store import gc, show_verified
-from kdbench.errors import ConfigError, PartialError
+from kdbench.errors import ConfigError, PartialError, StoreError
 from kdbench.options import (
     echo_json,
     errors_end_well,
@@ -85,6 +85,10 @@ def _let_the_hub_answer(suite: Any) -> None:
 @click.option(
     "--only", multiple=True, metavar="KEY=VALUE,…", help="Run these cells only: objective=, student=, teacher=, seed=."
 )
+@click.option(
+    "--stall", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
+    help="Stop a worker without a sign of life for so long. Default: 900, or 50 of its steps if that is longer.",
+)  # fmt: skip
 @click.option("--no-mlflow", is_flag=True, help="Do not feed MLflow; `kdbench mlflow sync` can do it later.")
 @executor_options
 @set_option
@@ -92,7 +96,7 @@ def _let_the_hub_answer(suite: Any) -> None:
 @objectives_option
 @json_option
 @errors_end_well
-def run(suite, dry_run, workers, only, no_mlflow, where, overrides, results_dir, as_json) -> None:
+def run(suite, dry_run, workers, only, stall, no_mlflow, where, overrides, results_dir, as_json) -> None:
     """Run a suite: train every cell that is not done, examine it, compare, report.
 
     Finished cells are never run again; unfinished ones go on from their last checkpoint. Kill it at any time.
@@ -102,6 +106,8 @@ def run(suite, dry_run, workers, only, no_mlflow, where, overrides, results_dir,
     kdbench run suites/quickstart.yaml --only objective=atkd --set train.steps=50
     kdbench run suites/quickstart.yaml --executor ray --address auto
     """
+    if stall is not None and where is not None:
+        raise ConfigError("--stall belongs to --executor local; over Ray a task that hangs is not noticed yet")
     chosen = _load_suite(suite, overrides)
     if not dry_run:
         _let_the_hub_answer(chosen)
@@ -112,10 +118,10 @@ def run(suite, dry_run, workers, only, no_mlflow, where, overrides, results_dir,
         planned = commands.plan(chosen, base, results_dir, only)
         echo_json(planned) if as_json else commands.print_plan(planned)
         return
-    found = commands.run(chosen, base, results_dir, only, overrides, workers, not no_mlflow, where)
+    found = commands.run(chosen, base, results_dir, only, overrides, workers, not no_mlflow, where, stall)
     echo_json(found.as_json()) if as_json else found.show()
     if found.failed or found.diverged:
-        raise PartialError(
+        raise (StoreError if found.store_failed else PartialError)(
             f"{len(found.failed)} jobs failed and {len(found.diverged)} cells diverged; the other results stand. "
             f"Reasons are above and in {results_dir}/logs"
         )

@@ -148,6 +148,7 @@ class RunResult:
     report: dict[str, Path] = field(default_factory=dict)
     why_no_verdict: str = ""
     costs: dict[str, Any] | None = None
+    store_failed: bool = False
 
     def as_json(self) -> dict[str, Any]:
         """Return plain data."""
@@ -197,8 +198,13 @@ def run(
     workers: int | None,
     mlflow: bool,
     where: cluster.Where | None = None,
+    stall: float | None = None,
 ) -> RunResult:
-    """Run what is not done, here or over a Ray cluster, then compare and report."""
+    """Run what is not done, here or over a Ray cluster, then compare and report.
+
+    Args:
+        stall: seconds without a sign of life after which a job on this machine is stopped and tried again.
+    """
     chosen = orchestrate.parse_only(only, suite)
     store = Store(results_dir)
     order = stages.Order(
@@ -210,9 +216,11 @@ def run(
         mlflow,
         meanwhile=_preload,
         cluster=where,
+        patience_s=stall,
     )
     ran = stages.run(order)
     result = RunResult(suite.name, results_dir, ran.jobs, ran.failed, ran.diverged, costs=ran.costs)
+    result.store_failed = ran.store_failed
     _conclude(result)
     ran.close(result.report.values())
     return result

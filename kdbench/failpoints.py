@@ -31,7 +31,7 @@ NAMES = {
     "rollout": "before text is generated",
     "weights": "before a trained model is saved",
     "examine": "before a student is examined",
-    "commit": "before an entry's checkpoints are dropped and its files summed up",
+    "commit": "before an entry's files are summed up and its checkpoints dropped",
     "done": "before DONE.json is written",
     "set_aside": "before what is damaged is renamed out of the way",
     "removed": "an entry that is to go has lost its name, its files are still there",

@@ -101,6 +101,17 @@ def test_a_results_folder_that_cannot_be_written_stops_before_training(suite_fil
     assert result.exit_code == 4 and "cannot write" in result.stderr
 
 
+@pytest.mark.fault("C3", "a read-only disk, and one without permission")
+@pytest.mark.parametrize(("error", "words"), [("EROFS", "Read-only file system"), ("EACCES", "Permission denied")])
+def test_a_disk_that_cannot_be_written_stops_a_run_before_training(suite_file, tmp_path, error, words):
+    from kdbench import failpoints
+
+    with failpoints.armed(f"write:1:raise:{error}"):
+        result = call("run", suite_file, "--results-dir", tmp_path / "r", "--no-mlflow")
+    assert result.exit_code == 4 and "cannot write" in result.stderr and words in result.stderr
+    assert not list((tmp_path / "r").glob("*"))
+
+
 def test_a_missing_model_folder_is_named(suite_file, tmp_path):
     change(
         suite_file,

@@ -13,6 +13,7 @@ from kdbench.analysis import equal_time, export, looks, words
 from kdbench.analysis.advice import advice
 from kdbench.analysis.results import APART, METRICS, SuiteResults, external_notes, history, item_scores, open_suite
 from kdbench.analysis.verdict import Comparison, compare
+from kdbench.distill import jumps
 from kdbench.errors import ConfigError, did_you_mean
 from kdbench.files import atomic_write
 from kdbench.run import plans
@@ -64,7 +65,12 @@ def answer(
         found = compare(scores, contrasts=_available(question["contrasts"], scores), **options)
     else:
         found = compare(scores, question["baseline"], **options)
-    found.notes[:0] = [*missing(results), *external_notes(results), *looks.remember(results.folder, metric, found)]
+    found.notes[:0] = [
+        *missing(results),
+        *jumped(results),
+        *external_notes(results),
+        *looks.remember(results.folder, metric, found),
+    ]
     timed = [] if objectives or baseline else equal_time.contrasts(everything, results.plan)
     return replace(found, at_equal_time=compare(everything, contrasts=timed, **options)) if timed else found
 
@@ -112,6 +118,18 @@ def missing(results: SuiteResults) -> list[str]:
     if len(results.plan["suite"]["seeds"]) == 2:
         notes.append(UNDECIDABLE)
     return notes
+
+
+def jumped(results: SuiteResults) -> list[str]:
+    """Say in which trainings the loss exploded and stayed finite: their scores count like all others."""
+    told = [
+        f"{title(cell['arm'], cell['student'], cell['teacher'], cell['seed'])}: "
+        f"{jumps.in_words(cell['done'][jumps.RECORDED])}"
+        for cell in results.cells
+        if cell["status"] == "ok" and jumps.RECORDED in cell["done"]
+    ]
+    more = [f"and {len(told) - 6} more trainings with a loss that jumped"] if len(told) > 6 else []
+    return told[:6] + more
 
 
 def show(found: Comparison) -> None:

@@ -55,6 +55,7 @@ def save(folder: Path, state: State) -> None:
 
 def load(folder: Path) -> State:
     """Return the newest whole checkpoint, or a fresh state where there is none."""
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     for marker in _markers(folder):
@@ -64,7 +65,7 @@ def load(folder: Path) -> State:
             if sha256_file(path) != entry["sha256"]:
                 raise StoreError("sha256 differs")
             return State(int(entry["step"]), load_file(path), list(entry["history"]), dict(entry.get("kept", {})))
-        except (StoreError, OSError, KeyError, TypeError, ValueError):
+        except (StoreError, OSError, KeyError, TypeError, ValueError, SafetensorError):
             for broken in (marker, path):
                 if broken.exists():
                     os.replace(broken, broken.with_name(broken.name + ".corrupt"))

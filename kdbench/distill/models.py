@@ -139,6 +139,7 @@ def load(folder: Path, runtime: Runtime, dtype: torch.dtype | None = None) -> nn
         ConfigError: when the folder is not such a model, or its head cannot be told from its body.
     """
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     check_folder(folder)
@@ -146,7 +147,7 @@ def load(folder: Path, runtime: Runtime, dtype: torch.dtype | None = None) -> nn
         model = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype or torch.float32, local_files_only=True, use_safetensors=True, trust_remote_code=False
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise ConfigError(f"the model in {folder} cannot be loaded: {error}") from None
     model = model.to(runtime.device).eval()
     check_head(model)

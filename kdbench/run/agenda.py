@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from kdbench.errors import StoreError
 from kdbench.run.jobs import Job
 
 ATTEMPTS = 3  # a job whose process dies is tried again; a crash loop ends here
@@ -28,10 +29,15 @@ class Listener(Protocol):
 
 @dataclass
 class Outcome:
-    """How each job ended: job id → DONE.json, or the reason why there is none."""
+    """How each job ended: job id → DONE.json, or the reason why there is none.
+
+    Attributes:
+        of_the_store: ids of those that failed because the results folder is full, cannot be written or is damaged.
+    """
 
     done: dict[str, dict[str, Any]] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
+    of_the_store: set[str] = field(default_factory=set)
 
 
 class Agenda:
@@ -80,19 +86,21 @@ class Agenda:
             self.outcome.done[job.id] = event["done"]
         elif kind == "failed":
             self.outcome.failed[job.id] = event["message"]
+            if event.get("exit_code") == StoreError.exit_code:
+                self.outcome.of_the_store.add(job.id)
         elif kind == "busy":
             self.not_before[job.id] = time.monotonic() + BUSY_WAIT_S
             self.waiting.append(job)
         self.tell(job, event)
 
-    def try_again(self, job: Job, who: str, hint: str) -> None:
-        """Put a job whose process died back in front, until it has died too often."""
+    def try_again(self, job: Job, who: str, hint: str, how: str = "died") -> None:
+        """Put a job whose process died, or was stopped as stalled, back in front, until it has done so too often."""
         self.attempts[job.id] = self.attempts.get(job.id, 0) + 1
-        self.tell(job, {"event": "died", "message": f"{who} died ({hint})"})
+        self.tell(job, {"event": "died", "message": f"{who} {how} ({hint})"})
         if self.attempts[job.id] < ATTEMPTS:
             self.waiting.insert(0, job)
         else:
-            self.fail(job, f"its worker died {ATTEMPTS} times ({hint})")
+            self.fail(job, f"its worker {how} {ATTEMPTS} times ({hint})")
 
     def fail(self, job: Job, reason: str) -> None:
         """Note that a job cannot be made, and say why."""

@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from kdbench.distill import jumps
 from kdbench.distill.accuracy import in_words
 from kdbench.run.jobs import Job
 
@@ -108,11 +109,14 @@ class Display:
 
 def _ending(event: dict[str, Any]) -> str:
     if event["event"] != "finished":
-        return {"busy": "waits, another process makes it"}.get(event["event"], f"{event['event']}: {event['message']}")
+        said = {"busy": "waits, another process makes it", "died": event["message"]}  # which says how
+        return said.get(event["event"], f"{event['event']}: {event['message']}")
     done = event["done"]
     words = [done["status"] if done["status"] == "ok" else f"{done['status']}: {done.get('reason', '')}"]
     if "final_loss" in done:
         words.append(f"loss {done['final_loss']:.3f}")
+    if jumps.RECORDED in done:
+        words.append(jumps.in_words(done[jumps.RECORDED]))
     if "effect" in done:
         words.append(in_words(done["effect"]))
     words.append(f"{done['timing']['wall_s']:.1f} s")

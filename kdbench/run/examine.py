@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdbench.errors import ConfigError, KdbenchError
+from kdbench.errors import ConfigError, KdbenchError, StoreError
 from kdbench.files import read_json
 from kdbench.registry import user_folders
 from kdbench.run.agenda import Listener
@@ -93,7 +93,8 @@ def _make(planner: Planner, store: Store, job: Job, listeners: Sequence[Listener
         return
     outcome = Pool(store, 1, planner.suite.threads, user_folders(), listeners).run(wanted.values(), done)
     for identity, reason in outcome.failed.items():
-        raise KdbenchError(f"{planner.jobs[identity].title}: {reason}")
+        kind = StoreError if identity in outcome.of_the_store else KdbenchError
+        raise kind(f"{planner.jobs[identity].title}: {reason}")
 
 
 def _beside(planner: Planner, store: Store, weights: Mapping[str, float]) -> list[Row]:

@@ -21,6 +21,7 @@ from kdbench.distill import (
     data,
     gguf,
     instructions,
+    jumps,
     layouts,
     lora,
     memory,
@@ -35,6 +36,7 @@ from kdbench.files import atomic_write, read_json, write_json
 from kdbench.registry import objective
 from kdbench.run import elsewhere, external, material, origins
 from kdbench.run.store import INPUTS, Entry, Store
+from kdbench.run.watchdog import beating
 from kdbench.run.work import Work
 from kdbench.seeding import derive
 from kdbench.suite.external import ARM
@@ -156,7 +158,7 @@ def make_model(work: Work) -> dict[str, Any]:
         if "tokens" in inputs:
             blocks = data.distillation_set(blocks, inputs["tokens"])
         history = _learn(work, model, "sft", blocks, None, told, len(tokenizer))
-        facts |= {"final_loss": history[-1]["loss"]} | memory.facts(history)
+        facts |= {"final_loss": history[-1]["loss"]} | memory.facts(history) | jumps.facts(history)
     _save_model(model, tokenizer, folder)
     return facts
 
@@ -195,8 +197,9 @@ def make_cache(work: Work) -> dict[str, Any]:
         states = read(part, torch.float32).states
         return states.hidden, states.head
 
-    teacher.write_cache(work.entry.path, blocks, read, _on_shard(work), layout)
-    effect = accuracy.measure(layout, blocks, exact)
+    with beating(model, work.hooks):
+        teacher.write_cache(work.entry.path, blocks, read, _on_shard(work), layout)
+        effect = accuracy.measure(layout, blocks, exact)
     teacher.record(work.entry.path, effect=effect)
     hidden_size = int(model.get_output_embeddings().weight.shape[1])
     unsure = teacher.uncertainty(work.entry.path)
@@ -221,7 +224,8 @@ def make_teacher_text(work: Work) -> dict[str, Any]:
         text, _ = rollout.write(sampling, writers, instructions.prompts(part, limits), limits, drawn)
         return {"ids": text.ids, "mask": text.mask}
 
-    teacher.write_shards(work.entry.path, blocks, make, _on_shard(work))
+    with beating(model, work.hooks):
+        teacher.write_shards(work.entry.path, blocks, make, _on_shard(work))
     text = _teacher_text(work.entry.path)
     return {"rows": len(text), "generated_tokens": int(text.mask.sum())}
 
@@ -262,7 +266,7 @@ def make_cell(work: Work) -> dict[str, Any]:
         if work.context.get("keep", True):  # of a trial only the scores are wanted
             _save_model(model, tokenizer, work.entry.path / "model")
         facts = {"final_loss": history[-1]["loss"], "tokens": _tokens(blocks, inputs["train"])}
-        facts |= _written(history) | memory.facts(history)
+        facts |= _written(history) | memory.facts(history) | jumps.facts(history)
     _examine(work, model, tokenizer, guide)
     return facts
 
@@ -360,7 +364,7 @@ def _examine(work: Work, model: torch.nn.Module, tokenizer: Any, guide: torch.nn
     paths = {name: folder / f"{name}.jsonl" for name in settings["tasks"]}
     work.hooks.stage("examining")
     failpoints.hit("examine")
-    with work.clock.part("examine_s"):
+    with work.clock.part("examine_s"), beating(model, work.hooks):
         metrics, items = {}, []
         if paths:
             found = harness.examine(model, tokenizer, paths, batch_size=settings["batch_size"])

@@ -240,19 +240,22 @@ def run(
     workers: int,
     listeners: Sequence[Listener],
     placement: Placement | None = None,
+    patience_s: float | None = None,
 ) -> Outcome:
     """Make the given jobs and, from the test items, the task folder that plain lm-eval can use.
 
     Args:
         workers: processes of this machine, or jobs at once over a cluster.
         placement: the cluster that makes the jobs; None: this machine.
+        patience_s: seconds without a sign of life after which a job on this machine is stopped and tried again.
     """
     absent = {job.id: external.why_absent(job.inputs) for job in jobs if ABSENT in job.inputs}
     jobs = [job for job in jobs if job.id not in absent]
     outcome = Outcome(done=dict(plan.done))
     if jobs:
         plan.planner.reach(jobs)
-        pool = (placement.pool if placement else Pool)(store, workers, plan.suite.threads, user_folders(), listeners)
+        common = (store, workers, plan.suite.threads, user_folders(), listeners)
+        pool = placement.pool(*common) if placement else Pool(*common, patience_s)
         outcome = pool.run(jobs, plan.done)
     for key, reason in absent.items():
         outcome.failed[key] = reason

@@ -35,6 +35,7 @@ class Order:
         workers: processes; None: as many as keep this machine busy.
         meanwhile: done once in a thread of its own while the workers are busy.
         cluster: where Ray is to place the jobs; None: worker processes of this machine make them.
+        patience_s: seconds without a sign of life after which a worker is stopped; None: as `watchdog.Watch` says.
     """
 
     plan: Callable[[], orchestrate.Plan]
@@ -45,14 +46,20 @@ class Order:
     mlflow: bool
     meanwhile: Callable[[], None]
     cluster: cluster.Where | None = None
+    patience_s: float | None = None
 
 
 @dataclass
 class Ran:
-    """How a run ended: number of jobs, reasons and titles of what failed or diverged, prediction and fact."""
+    """How a run ended: number of jobs, reasons and titles of what failed or diverged, prediction and fact.
+
+    Attributes:
+        store_failed: whether the results folder is why something failed: full, not to be written, damaged.
+    """
 
     jobs: int = 0
     failed: dict[str, str] = field(default_factory=dict)
+    store_failed: bool = False
     diverged: list[str] = field(default_factory=list)
     costs: dict[str, Any] | None = None
     exporter: Exporter | None = None
@@ -129,6 +136,7 @@ class _Run:
         outcome = self._execute(plan, jobs, workers, foresight, content) if jobs else self._nothing(plan, workers)
         self.done |= outcome.done
         self.failed = {key: why for key, why in (self.failed | outcome.failed).items() if key not in outcome.done}
+        self.ran.store_failed |= bool(outcome.of_the_store & self.failed.keys())
         self.ran.jobs += len(jobs)
         if found := foresight.result():
             self.foreseen.append(found)
@@ -150,7 +158,7 @@ class _Run:
         foresight.start()
         with Display(self.console, len(jobs), plan.suite.train.batch_tokens, foresight.left_s) as display:
             listeners = [display, self.ran.exporter] if self.ran.exporter else [display]
-            return orchestrate.run(plan, order.store, jobs, workers, listeners, self.placement)
+            return orchestrate.run(plan, order.store, jobs, workers, listeners, self.placement, order.patience_s)
 
     def _announce(self, plan: orchestrate.Plan, jobs: list[Job], workers: int) -> None:
         chosen = {job.id for job in jobs}

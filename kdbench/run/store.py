@@ -27,6 +27,7 @@ from kdbench.files import TEMPORARY, atomic_write, read_json, sha256_file, sync_
 KINDS = ("tokenizers", "texts", "models", "teacher_texts", "teacher_cache", "tasks", "cells", "choices")
 DONE, INPUTS, CHECKPOINTS = "DONE.json", "inputs.json", "ckpt"
 FORMAT, LATER = 1, "later"
+ATTEMPTS = "attempts"  # how often work on an entry was begun; beside the checkpoints, since it is no part of a result
 STATUSES = ("ok", "diverged", "failed")
 
 
@@ -176,7 +177,7 @@ class Entry:
 
     def begin(self, inputs: dict[str, Any]) -> None:
         """Prepare for writing, under the lock: set damaged or failed leavings aside, write down what is made."""
-        state = self.state()
+        state, before = self.state(), self._attempts()
         failpoints.hit("begin")
         self.refuse_later()
         if state == "damaged":
@@ -188,6 +189,16 @@ class Entry:
             is_folder = stale.is_dir() and not stale.is_symlink()
             shutil.rmtree(stale) if is_folder else stale.unlink(missing_ok=True)
         write_json(self.path / INPUTS, inputs)
+        atomic_write(self.checkpoints / ATTEMPTS, f"{before + 1}\n")
+
+    def _attempts(self) -> int:
+        """Return how often work on the entry was begun; what was set aside or finished well does not count."""
+        try:
+            return int((self.checkpoints / ATTEMPTS).read_text(encoding="ascii"))
+        except (OSError, ValueError):
+            done = self.done() or {}
+            timing = done.get("timing") if done.get("status") == "failed" else None
+            return int(timing.get(ATTEMPTS, 0)) if isinstance(timing, dict) else 0
 
     def set_aside(self) -> Path:
         """Rename a damaged entry out of the way and return its new path."""
@@ -199,22 +210,24 @@ class Entry:
         return target
 
     def commit(self, status: str, timing: dict[str, Any], **facts: Any) -> None:
-        """Drop the checkpoints and write DONE.json: the entry is complete from here on.
+        """Sum up the files, drop the checkpoints and write DONE.json: the entry is complete from here on.
 
         Args:
             status: `ok`, `diverged` or `failed`.
-            timing: wall-clock facts; they are kept apart from what is compared.
+            timing: wall-clock facts; they are kept apart from what is compared. How often work was begun joins them.
             facts: anything else that is known, such as the reason of a failure.
         """
+        timing = timing | {ATTEMPTS: self._attempts()}
         failpoints.hit("commit")
-        shutil.rmtree(self.checkpoints, ignore_errors=True)
-        files = sorted(path for path in self.path.rglob("*") if path.is_file() and path.name != DONE)
+        found = (path for path in self.path.rglob("*") if path.is_file() and path.name != DONE)
+        files = sorted(path for path in found if self.checkpoints not in path.parents)
         self._sync(files)
         listed = {
             path.relative_to(self.path).as_posix(): {"sha256": sha256_file(path), "bytes": path.stat().st_size}
             for path in files
         }
         done = {"format": FORMAT, "key": self.key, "status": status, **facts, "files": listed, "timing": timing}
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
         failpoints.hit("done")
         write_json(self.path / DONE, done)
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from kdbench import failpoints, telemetry
+from kdbench.errors import KdbenchError
 from kdbench.files import read_json
 from kdbench.run.store import Store
 from kdbench.run.tuning_words import in_words
@@ -53,8 +54,8 @@ def quiet_environment() -> None:
     os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # stdout is for our own product
-    for name in ("alembic", "mlflow.store.db.utils"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("alembic").setLevel(logging.ERROR)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # logs what it raises
 
 
 def tracking_uri(store: Store) -> str:
@@ -340,7 +341,24 @@ class Exporter:
 
 
 def sync(store: Store, plan: dict[str, Any]) -> int:
-    """Write every complete cell of a suite into MLflow; return how many were not there yet."""
+    """Write every complete cell of a suite into MLflow; return how many were not there yet.
+
+    Raises:
+        KdbenchError: MLflow cannot be reached, is locked, broken or refuses; the results are as they were.
+    """
+    try:
+        return _sync(store, plan)
+    except KdbenchError:
+        raise
+    except Exception as error:  # of MLflow, SQLAlchemy, SQLite or a network: what it is, is in its first line
+        reason = (str(error).splitlines() or [""])[0]
+        raise KdbenchError(
+            f"MLflow at {tracking_uri(store)}: {type(error).__name__}: {reason}; the results are safe. Try again when "
+            "it is free; a broken mlflow.db may be deleted, since it is a mirror of the results"
+        ) from error
+
+
+def _sync(store: Store, plan: dict[str, Any]) -> int:
     mirror = Mirror(store, plan)
     added = 0
     parent = None

@@ -6,6 +6,7 @@ that libraries print goes to its log, never into the protocol.
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import queue
@@ -51,6 +52,7 @@ def main() -> None:
     """Serve jobs until stdin closes. argv: one JSON object with store, threads, objective folders."""
     settings = json.loads(sys.argv[1])
     failpoints.arm_from_environment()
+    faulthandler.register(signal.SIGUSR1)  # the parent asks where we stand before it ends us as hung
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides; it tells us to stop
     outward = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +20,9 @@ from kdbench.errors import Interrupted
 from kdbench.run.agenda import ATTEMPTS, ENDINGS, GRACE_S, Agenda, Listener, Outcome, Signals
 from kdbench.run.jobs import Job
 from kdbench.run.store import Store
+from kdbench.run.watchdog import ALIVE, Watch, cpu_of
+
+STACK_S = 0.5  # for a hung worker to write its stack
 
 
 class Worker:
@@ -39,6 +43,8 @@ class Worker:
             )
         self.number, self.log = number, log
         self.job: Job | None = None
+        self.watch: Watch | None = None
+        self.stalled = ""
         self.ready = False
         self._rest = b""
 
@@ -57,6 +63,19 @@ class Worker:
             return None
         *lines, self._rest = (self._rest + data).split(b"\n")
         return [json.loads(line) for line in lines]
+
+    def give(self, job: Job, patience_s: float | None) -> None:
+        """Send a job, and watch it from now on."""
+        self.job, self.watch = job, Watch(patience_s, cpu_of(self.process.pid))
+        self.send(job.message())
+
+    def stop_stalled(self, silence: str) -> None:
+        """Let a process that hangs write where it stands into its log, then kill it: files are safe at any moment."""
+        self.stalled = silence
+        with suppress(OSError):
+            self.process.send_signal(signal.SIGUSR1)
+            time.sleep(STACK_S)
+        self.process.kill()
 
     def end(self, kill: bool = False) -> None:
         """Close the pipe, after which the worker leaves by itself; or kill it."""
@@ -86,10 +105,20 @@ class Pool(Agenda):
 
     Args:
         count: number of workers.
+        patience_s: seconds without a sign of life after which a worker is stopped; None: as `watchdog.Watch` says.
     """
 
-    def __init__(self, store: Store, count: int, threads: int, folders: Sequence[Path], listeners: Sequence[Listener]):
+    def __init__(
+        self,
+        store: Store,
+        count: int,
+        threads: int,
+        folders: Sequence[Path],
+        listeners: Sequence[Listener],
+        patience_s: float | None = None,
+    ):
         super().__init__(listeners)
+        self.patience_s = patience_s
         self.store, self.threads, self.folders, self.count = store, threads, folders, count
         self.workers: list[Worker] = []
         self.selector = selectors.DefaultSelector()
@@ -111,6 +140,7 @@ class Pool(Agenda):
                     self._pass_on()
                     self._assign()
                     self._collect()
+                    self._stop_stalled()
                 if self.stop_code:
                     raise Interrupted("interrupted; everything is saved, run the same command to go on", self.stop_code)
             finally:
@@ -138,8 +168,7 @@ class Pool(Agenda):
                 job = self.next_ready()
                 if job is None:
                     return
-                worker.job = job
-                worker.send(job.message())
+                worker.give(job, self.patience_s)
                 self.tell(job, {"event": "started", "worker": worker.number})
 
     def _collect(self) -> None:
@@ -157,10 +186,18 @@ class Pool(Agenda):
             worker.ready = True
             return
         job = worker.job
-        assert job
+        assert job and worker.watch
+        worker.watch.see(event)
         if event["event"] in ENDINGS:
             worker.job = None
-        self.settle(job, event)
+        if event["event"] != ALIVE:
+            self.settle(job, event)
+
+    def _stop_stalled(self) -> None:
+        """Stop workers whose job gives no sign of life; what they held is tried again like that of any dead one."""
+        for worker in self.workers:
+            if worker.job and worker.watch and not worker.stalled and (silence := worker.watch.silence()):
+                worker.stop_stalled(silence)
 
     def _bury(self, worker: Worker) -> None:
         """A worker is gone: its job is tried again, in a fresh worker."""
@@ -170,7 +207,8 @@ class Pool(Agenda):
         job, code = worker.job, worker.process.returncode
         if job is not None:
             hint = "killed, perhaps out of memory" if code == -signal.SIGKILL else f"exit code {code}"
-            self.try_again(job, f"worker {worker.number}", f"{hint}; log: {worker.log}")
+            hint, how = (worker.stalled, "stalled") if worker.stalled else (hint, "died")
+            self.try_again(job, f"worker {worker.number}", f"{hint}; log: {worker.log}", how)
         elif not worker.ready:
             self.attempts["start"] = self.attempts.get("start", 0) + 1
             if self.attempts["start"] >= ATTEMPTS:

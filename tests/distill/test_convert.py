@@ -57,6 +57,7 @@ class Bomb:
         return (open, (str(self.path), "w"))
 
 
+@pytest.mark.fault("H6", "a pickle that would run code, given to convert")
 def test_a_pickle_that_would_run_code_is_refused_and_runs_nothing(tmp_path):
     folder, mark = save_pickled(made("opt"), tmp_path / "old"), tmp_path / "mark"
     torch.save({"weight": Bomb(mark)}, folder / "pytorch_model.bin")
@@ -68,6 +69,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_runs_nothing(tmp_path):
     assert not mark.exists() and not (tmp_path / "new").exists()
 
 
+@pytest.mark.fault("H6", "a model that needs code of its own, given to convert")
 def test_a_model_that_needs_code_of_its_own_is_refused(tmp_path):
     folder = save_pickled(made("opt"), tmp_path / "old")
     config = json.loads((folder / "config.json").read_text())

@@ -58,6 +58,7 @@ def test_settings_tokenizer_and_safetensors_are_fetched_and_nothing_else(reposit
     assert fetch(tmp_path / "home", "http://127.0.0.1:9", offline="1") == found
 
 
+@pytest.mark.fault("H6", "a repository of pickles: refused before they are fetched")
 def test_pickles_alone_are_refused_with_the_way_out_and_fetched_only_where_asked_for(repository, tmp_path):
     (repository / "model.safetensors").unlink()
     with serving(repository) as server:
@@ -88,6 +89,7 @@ def test_a_gated_an_unknown_and_a_moved_repository_are_told_apart(repository, tm
         assert "no repository some/other, or it is private" in fetch(tmp_path / "home", server.url, name="some/other")
 
 
+@pytest.mark.fault("H9", "nothing listens: one error in seconds, which says how to fetch by hand")
 def test_a_hub_that_cannot_be_reached_is_one_error_at_once(tmp_path):
     begin = time.monotonic()
     found = fetch(tmp_path, "http://127.0.0.1:9")
@@ -96,6 +98,7 @@ def test_a_hub_that_cannot_be_reached_is_one_error_at_once(tmp_path):
     assert "hf download some/model --revision" in found
 
 
+@pytest.mark.fault("H9", "HF_HUB_OFFLINE: nothing is asked, and the flag is named")
 def test_the_offline_flag_is_honoured_and_said(tmp_path):
     with serving(tmp_path) as server:
         assert "HF_HUB_OFFLINE is set" in fetch(tmp_path / "home", server.url, offline="1")

@@ -42,6 +42,7 @@ def on(device, model):
     "error", [torch.OutOfMemoryError(CUDA), RuntimeError(CPU), MemoryError()], ids=["cuda", "cpu", "py"]
 )
 @pytest.mark.parametrize("spec", ["atkd", "kl+sekd"])
+@pytest.mark.fault("F1", "layers that raise as torch does, for CUDA, the CPU and Python: halved, the same student")
 def test_a_batch_that_does_not_fit_is_halved_and_trains_the_same_student(spec, error, teacher_model, blocks, tmp_path):
     roomy, tight, device = tiny(0), tiny(0), Small(3, error)
     learn(roomy, spec, blocks, live(teacher_model, blocks), tmp_path / "a")
@@ -52,6 +53,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_trains_the_same_student(spec, e
     assert memory.facts(history) == {"micro_batches_cut": [{"rows": 2, "from_step": 1}]}
 
 
+@pytest.mark.fault("F1", "an interruption after the cut: the whole batch is not tried again")
 def test_a_cut_batch_is_not_tried_whole_again_after_an_interruption(teacher_model, blocks, tmp_path):
     stops = iter([0, 0, 143])
     with pytest.raises(Interrupted):
@@ -62,6 +64,7 @@ def test_a_cut_batch_is_not_tried_whole_again_after_an_interruption(teacher_mode
     assert max(device.seen) == 4
 
 
+@pytest.mark.fault("F2", "a single row does not fit: sizes and advice")
 def test_a_row_that_does_not_fit_ends_with_sizes_and_advice(blocks, tmp_path):
     device = Small(0, RuntimeError(CPU))
     with pytest.raises(OutOfMemory, match=r"^out of memory: .* parameters, .* rows .*gradient_checkpointing"):
@@ -108,6 +111,7 @@ print([record["micro_batch"] for record in learn(int(sys.argv[1]))])
 """
 
 
+@pytest.mark.fault("F3", "RLIMIT_AS, 100 MiB more than is in use: met by smaller micro-batches")
 def test_a_real_shortage_of_memory_is_met_by_smaller_micro_batches():
     """The process may take 100 MiB more than it has; a forward pass over the whole batch takes several times that."""
     process = subprocess.run(

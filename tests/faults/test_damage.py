@@ -5,9 +5,9 @@ python -m pytest tests/faults/test_damage.py
 
 from __future__ import annotations
 
-import os
 import random
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -214,18 +214,15 @@ def test_nothing_forks():
 
 
 @pytest.mark.fault("C1", "files that may not grow (RLIMIT_FSIZE): weights cannot be saved")
-def test_a_disk_that_takes_no_more_is_told_and_the_next_run_goes_on(suite, undisturbed, house, tmp_path, expected):
+def test_a_disk_that_takes_no_more_is_told_and_the_next_run_goes_on(house, without, expected):
     job = house.job("kl")
-    link_tree(undisturbed.root, tmp_path / "r")
-    entry = Store(tmp_path / "r").entry("cells", job.key)
-    shutil.rmtree(entry.path)
-    code = (
-        "import resource, runpy, sys\nimport tests.faults.house as house\n"
-        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({LIMIT}, {LIMIT}))\nhouse.main()"
-    )
-    hurt = subprocess.run(
-        [sys.executable, "-c", code, str(suite), str(tmp_path / "r")], capture_output=True, text=True, env=os.environ
-    )
-    assert hurt.returncode == 1 and "StoreError: cannot write" in hurt.stderr, hurt.stderr
-    assert entry.state() == "unfinished"
-    assert made_again(Store(tmp_path / "r"), job, expected)
+    store = without(job)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, before[1]))
+    try:
+        with pytest.raises(StoreError, match=r"cannot write .*File too large"):
+            make(store, job)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert store.entry("cells", job.key).state() == "unfinished"
+    assert made_again(store, job, expected)

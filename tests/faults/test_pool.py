@@ -64,12 +64,17 @@ def test_a_sigterm_during_a_checkpoint_leaves_it_whole(house, without, expected,
 
 
 @pytest.mark.slow
-@pytest.mark.fault("B4", "SIGTERM as an examination begins: it ends, is stored, and nothing starts after it")
-def test_a_sigterm_during_an_examination_is_obeyed_after_it(house, without, expected, monkeypatch):
+@pytest.mark.fault("B4", "SIGTERM as an examination begins: it stops at a forward pass, and no step is repeated")
+def test_a_sigterm_during_an_examination_is_obeyed_within_it(house, without, expected, monkeypatch):
     job = house.job("kl")
     store = without(job)
     monkeypatch.setenv(failpoints.VARIABLE, "examine:1:sleep:1")
     with pytest.raises(Interrupted) as stopped:
         run(store, job, Terminate(event="stage", stage="examining"))
     assert stopped.value.exit_code == 143
-    assert files_of(store.entry("cells", job.key)) == expected[job.id]
+    entry = store.entry("cells", job.key)
+    assert entry.state() == "unfinished" and checkpoint.load(entry.checkpoints).step == 12
+    monkeypatch.delenv(failpoints.VARIABLE)
+    with failpoints.armed("step:1:crash"):
+        make(store, job)
+    assert files_of(entry) == expected[job.id]

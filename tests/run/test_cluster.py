@@ -22,6 +22,7 @@ from tests.run.conftest import products
 WITHOUT = "the package ray is not installed (extra: ray)"
 
 
+@pytest.mark.fault("I5", "no ray: the extra is named")
 def test_without_ray_one_error_names_the_extra(suite_file, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     found = call("run", suite_file, "--results-dir", tmp_path / "r", "--no-mlflow", "--executor", "ray")
@@ -31,6 +32,11 @@ def test_without_ray_one_error_names_the_extra(suite_file, tmp_path, monkeypatch
 def test_an_address_without_ray_is_refused(suite_file):
     found = call("run", suite_file, "--address", "auto")
     assert found.exit_code == 2 and "--executor ray" in found.stderr
+
+
+def test_a_hung_task_is_no_promise_over_ray(suite_file):
+    found = call("run", suite_file, "--executor", "ray", "--stall", "60")
+    assert found.exit_code == 2 and "--executor local" in found.stderr
 
 
 def test_a_line_sends_events_in_batches_and_learns_of_the_stop_code():

@@ -25,6 +25,7 @@ def test_what_is_not_used_is_in_no_key():
     assert used["lora"] == {"r": 2, "alpha": 16.0, "targets": []} and used["gradient_checkpointing"] is True
 
 
+@pytest.mark.fault("F2", "a cell that does not fit: failed, with sizes and advice")
 def test_a_cell_that_does_not_fit_is_stored_as_failed_with_sizes_and_advice(tmp_path, monkeypatch):
     def make(work):
         raise OutOfMemory("out of memory: a micro-batch of one row does not fit (5 parameters)")

@@ -187,6 +187,31 @@ def test_a_run_that_is_stopped_terminated_and_killed_ends_with_the_same_bytes(wo
 
 
 @pytest.mark.slow
+@pytest.mark.fault("B2", "SIGINT twice, a tenth of a second apart: ended at once, the same bytes in the end")
+def test_a_run_that_is_interrupted_twice_ends_at_once_and_goes_on(world, tmp_path):
+    _, suite, results, _ = world
+    program = Program(suite, tmp_path / "r", workers=2).until(6)
+    program.process.send_signal(signal.SIGINT)
+    time.sleep(0.1)
+    program.process.send_signal(signal.SIGINT)
+    assert program.end() == 130 and "Traceback" not in program.text
+    kdbench("run", suite, "--results-dir", tmp_path / "r", "--no-mlflow")
+    assert products(tmp_path / "r") == products(results)
+
+
+@pytest.mark.slow
+@pytest.mark.fault("A8", "SIGKILL of the parent as it writes its third cell to MLflow: the next run ends both")
+def test_a_run_killed_in_an_export_is_whole_after_the_next_with_its_mirror(world, tmp_path):
+    _, suite, results, _ = world
+    run = ("run", suite, "--results-dir", tmp_path / "r", "--workers", 1)
+    kdbench(*run, check=-9, KDBENCH_FAILPOINT="export:3:kill")
+    kdbench(*run)
+    assert products(tmp_path / "r") == products(results)
+    added = [call("mlflow", "sync", "--results-dir", tmp_path / "r").stderr for _ in range(2)]
+    assert re.search(r"tiny: [1-9]\d* cells", added[0]) and "tiny: 0 cells" in added[1], added
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("jobs", [1, 3, 5, 7, 9, 11, 13, 15, 17, 19])
 @pytest.mark.parametrize("delay", [0.0, 0.2, 0.5])
 @pytest.mark.fault("A1", "SIGKILL after the n-th job and a moment")
@@ -256,7 +281,7 @@ def test_a_flipped_bit_in_a_model_is_said_set_aside_and_made_again(world, tmp_pa
     student = json.loads((cell / "inputs.json").read_text())["student"]
     flip(target / "models" / student / "model" / "model.safetensors")
     shutil.rmtree(cell)
-    first = kdbench("run", suite, "--results-dir", target, "--no-mlflow", "--workers", 1, check=3)
+    first = kdbench("run", suite, "--results-dir", target, "--no-mlflow", "--workers", 1, check=4)
     assert "is damaged" in first.stdout + first.stderr and list(target.rglob("*.corrupt-1"))
     assert "Traceback" not in first.stderr
     kdbench("run", suite, "--results-dir", target, "--no-mlflow", "--workers", 1)
@@ -345,3 +370,19 @@ def test_only_chooses_cells_and_says_what_is_missing(world, tmp_path):
     process = kdbench("run", suite, "--results-dir", target, *chosen)
     assert re.search(r"7 of 13 cells missing", process.stdout)
     assert len(list(target.glob("cells/*/DONE.json"))) == 6
+
+
+@pytest.mark.fault("C1", "a disk that is full for a worker: its path is said, exit 4, the next run goes on")
+def test_a_worker_s_full_disk_ends_the_run_with_the_exit_code_of_the_store(world, tmp_path):
+    _, suite, results, _ = world
+    target = tmp_path / "r"
+    shutil.copytree(results, target)
+    floor = next(path.parent for path in target.glob("cells/*/inputs.json") if '"arm": "floor"' in path.read_text())
+    shutil.rmtree(floor)
+    run = ("run", suite, "--results-dir", target, "--no-mlflow", "--workers", 1)
+    full = kdbench(*run, check=4, KDBENCH_FAILPOINT="examine:1:raise:ENOSPC")
+    told = full.stdout + full.stderr
+    assert "No space left on device" in told and floor.name in told and "make room" in told
+    assert "Traceback" not in told and not (floor / "DONE.json").exists()
+    kdbench(*run)
+    assert products(target) == products(results)

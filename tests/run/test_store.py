@@ -85,7 +85,25 @@ def test_the_commit_drops_checkpoints_and_keeps_wall_clock_apart(entry):
     atomic_write(entry.checkpoints / "step-1.json", "{}")
     entry.commit("ok", {"wall_s": 1.5})
     assert not entry.checkpoints.exists()
-    assert entry.done()["timing"] == {"wall_s": 1.5}
+    assert entry.done()["timing"] == {"wall_s": 1.5, "attempts": 1}
+
+
+@pytest.mark.fault("A3", "the number of attempts through ends, failures, damage and a count that is damaged itself")
+def test_an_entry_knows_how_often_work_on_it_was_begun(entry):
+    def attempts(status="ok"):
+        entry.commit(status, {})
+        return entry.done()["timing"]["attempts"]
+
+    for _ in range(3):
+        entry.begin({})
+    assert attempts("failed") == 3
+    entry.begin({})
+    assert attempts() == 4 and list(entry.done()["files"]) == ["inputs.json"]
+    (entry.path / "inputs.json").unlink()
+    entry.begin({})
+    (entry.checkpoints / "attempts").write_text("²")
+    entry.begin({})
+    assert attempts() == 1, "what was set aside is another entry, and a count that cannot be read begins anew"
 
 
 def test_temporary_files_of_a_killed_writer_are_removed_by_the_next(entry):

@@ -102,3 +102,41 @@ def test_several_processes_may_open_a_new_database_at_once(tmp_path, count):
     racing = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(count)]
     assert [process.wait() for process in racing] == [0] * count
     assert json.dumps(sorted(path.name for path in tmp_path.glob("*.db"))) == '["mlflow.db"]'
+
+
+@pytest.mark.fault(
+    "I4", "the database locked by another process: a run is not hurt, a sync says so and can be repeated"
+)
+def test_a_locked_database_stops_no_run_and_is_one_error_of_a_sync(world, tmp_path):
+    import sqlite3
+
+    target = tmp_path / "r"
+    shutil.copytree(world[2], target)
+    before, plan = snapshot(target), json.loads((target / "suites" / "tiny" / "plan.json").read_text())
+    holder, said = sqlite3.connect(target / "mlflow.db", isolation_level=None), []
+    holder.execute("BEGIN EXCLUSIVE")
+    try:
+        exporter = tracking.Exporter(Store(target), plan, said.append)
+        exporter.close("FINISHED", [])
+        refused = call("mlflow", "sync", "--results-dir", target)
+    finally:
+        holder.execute("ROLLBACK")
+        holder.close()
+    assert exporter.failed and "database is locked" in said[0] and "the results are safe" in said[0]
+    assert refused.exit_code == 1 and "database is locked" in refused.stderr and "Traceback" not in refused.output
+    assert "0 cells" in call("mlflow", "sync", "--results-dir", target).stderr and snapshot(target) == before
+
+
+@pytest.mark.fault("I4", "a broken database, and a server that is down: one error of a sync")
+@pytest.mark.parametrize("uri", ["", "http://127.0.0.1:9"])
+def test_a_mirror_that_cannot_be_reached_is_one_error_of_a_sync(uri, world, tmp_path, monkeypatch):
+    target = tmp_path / "r"
+    (target / "suites" / "tiny").mkdir(parents=True)
+    shutil.copy(world[2] / "suites" / "tiny" / "plan.json", target / "suites" / "tiny")
+    if uri:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    else:
+        (target / "mlflow.db").write_text("this is no database")
+    refused = call("mlflow", "sync", "--results-dir", target)
+    assert refused.exit_code == 1 and "the results are safe" in refused.stderr and "Traceback" not in refused.output
