@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdbench.distill import models
+from kdbench.distill.hub import TOKENIZER
 from kdbench.errors import ConfigError, KdbenchError
 from kdbench.evaluate import harness
 from kdbench.files import digest, sha256_file
@@ -84,8 +85,7 @@ def fingerprint(folder: Path) -> str:
     Raises:
         ConfigError: it is no model folder, or its weights are pickles.
     """
-    words = {path.name: sha256_file(path) for path in sorted(folder.glob("*token*")) if path.is_file()}
-    words |= {path.name: sha256_file(path) for path in sorted(folder.glob("chat_template*"))}
+    words = {name: sha256_file(folder / name) for name in TOKENIZER if (folder / name).is_file()}
     return digest([models.folder_fingerprint(folder), words])
 
 
@@ -97,6 +97,8 @@ def check(judge: Judge) -> None:
             to its tokenizer.
     """
     models.check_folder(judge.folder)
+    if not any((judge.folder / name).is_file() for name in TOKENIZER):
+        raise ConfigError(f"{judge.where}: expected a saved tokenizer beside the weights, found none")
     tokenizer = models.load_tokenizer(judge.folder)
     text = _shown(judge, tokenizer, "?", "one", "two")
     first, second = (tokenizer(text + one)["input_ids"] for one in _letters(judge))
