@@ -223,6 +223,9 @@ def ui(port, results_dir) -> None:
         )
     tracking.quiet_environment()
     uri = tracking.tracking_uri(store)
+    if uri.startswith(("http://", "https://")):
+        click.echo(f"MLflow is served at {uri} already (MLFLOW_TRACKING_URI); open it there", err=True)
+        return
     if "MLFLOW_TRACKING_URI" not in os.environ and not (store.root / "mlflow.db").exists():
         _sync_all(store, None)
     click.echo(f"MLflow on http://127.0.0.1:{port} over {uri} (Ctrl-C ends it)", err=True)
