@@ -146,16 +146,13 @@ def plan(suite, power, margin, seeds, items, device_name, overrides, results_dir
     kdbench plan suites/quickstart.yaml
     kdbench plan suites/quickstart.yaml --power --margin 0.01 --seeds 3,6,10
     kdbench plan suites/opt_scaling.yaml --device-name H100      # needs neither weights nor text nor a GPU
+
+    Where the suite's instruction file is not there yet, the plan is that of an H100, from the suite alone.
     """
     if power and device_name:
         raise ConfigError("--power and --device-name answer two questions; ask for one at a time")
     if device_name:
-        from kdbench.run import budget, budget_table
-        from kdbench.suite import devices
-
-        device = devices.find(device_name)
-        priced = budget.Budget(_load_suite(suite, overrides), suite.resolve().parent, device).of()
-        echo_json(priced) if as_json else budget_table.show(priced)
+        _show_budget(_load_suite(suite, overrides), suite.resolve().parent, device_name, None, as_json)
         return
     if power:
         from kdbench.analysis import planning
@@ -165,10 +162,25 @@ def plan(suite, power, margin, seeds, items, device_name, overrides, results_dir
         return
     if (margin, seeds, items) != (None, None, None):
         raise ConfigError("--margin, --seeds and --items belong to --power; add it")
+    chosen, base = _load_suite(suite, overrides), suite.resolve().parent
     from kdbench import commands
+    from kdbench.run import material
 
-    planned = commands.plan(_load_suite(suite, overrides), suite.resolve().parent, results_dir, ())
+    if missing := material.absent(chosen.data, base):
+        _show_budget(chosen, base, None, missing, as_json)
+        return
+    planned = commands.plan(chosen, base, results_dir, ())
     echo_json(planned) if as_json else commands.print_plan(planned)
+
+
+def _show_budget(suite: Any, base: Path, device_name: str | None, missing: Path | None, as_json: bool) -> None:
+    """Show what a suite takes on a named device; `missing`: the text for lack of which nothing else can be said."""
+    from kdbench.run import budget, budget_table
+    from kdbench.suite import devices
+
+    priced = budget.Budget(suite, base, devices.find(device_name or devices.DEFAULT)).of()
+    priced["missing"] = None if missing is None else str(missing)
+    echo_json(priced) if as_json else budget_table.show(priced)
 
 
 @main.command()
@@ -217,6 +229,9 @@ def ui(port, results_dir) -> None:
         )
     tracking.quiet_environment()
     uri = tracking.tracking_uri(store)
+    if uri.startswith(("http://", "https://")):
+        click.echo(f"MLflow is served at {uri} already (MLFLOW_TRACKING_URI); open it there", err=True)
+        return
     if "MLFLOW_TRACKING_URI" not in os.environ and not (store.root / "mlflow.db").exists():
         _sync_all(store, None)
     click.echo(f"MLflow on http://127.0.0.1:{port} over {uri} (Ctrl-C ends it)", err=True)

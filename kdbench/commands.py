@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kdbench.errors import StoreError
 from kdbench.run import cluster, orchestrate, predict, quota, stages, tuning
 from kdbench.run.jobs import Job
 from kdbench.run.store import Store
@@ -23,7 +24,11 @@ def plan(suite: Suite, base: Path, results_dir: Path, only: Sequence[str]) -> di
     planned = orchestrate.plan(suite, base, Store(results_dir))
     parameters = planned.planner.count_parameters()
     jobs = planned.to_run(chosen)
-    quota.check(suite.teacher.max_gb, stages.caches(planned, jobs, parameters), Store(results_dir))
+    in_the_way = ""
+    try:
+        quota.check(suite.teacher.max_gb, stages.caches(planned, jobs, parameters), Store(results_dir))
+    except StoreError as error:  # it stops a run here, and is worth knowing in a plan for somewhere else
+        in_the_way = str(error)
     jobs += planned.to_run_later(chosen)
     costs = {job.id: predict.price(planned, job, parameters) for job in jobs}
     total = sum(costs.values(), cost.Cost())
@@ -48,6 +53,7 @@ def plan(suite: Suite, base: Path, results_dir: Path, only: Sequence[str]) -> di
         "expected_seconds": round(foreseen.seconds, 1),
         "expected_peak_mib": foreseen.mib,
         "workers": count,
+        "in_the_way": in_the_way,
         "last_run": predict.costs(Store(results_dir), suite.name),
     }
 
@@ -118,6 +124,8 @@ def print_plan(planned: dict[str, Any]) -> None:
         f"{planned['workers']} workers",
         highlight=False,
     )
+    if planned["in_the_way"]:
+        console.print(f"in the way of a run: {planned['in_the_way']}", highlight=False, markup=False)
 
 
 def _print_tuning(console: Any, told: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from kdbench.analysis import power
 from kdbench.analysis.results import item_scores, open_suite
 from kdbench.analysis.verdict import OVERALL, compare
 from kdbench.errors import ConfigError
+from kdbench.suite import exam_items
 from kdbench.suite.matrix import needs_teacher
 from kdbench.suite.schema import Suite
 
@@ -54,6 +55,7 @@ def foresee(
     return {
         "suite": suite.name, "alpha": suite.compare.alpha, "margin": margin, "family": family,
         "wanted_power": power.WANTED, "source": known["source"], "prior": known["prior"],
+        "assumed_items": {} if items else {task: known["tasks"][task]["items"] for task in known["assumed"]},
         "components": known["tasks"] | {OVERALL: {"seed": known["overall"]}}, "rows": rows,
         "needed": [{"items": size} | _needed(suite, known, size, max(wanted), family, margin) for size in sizes],
     }  # fmt: skip
@@ -83,9 +85,13 @@ def _components(suite: Suite, results_dir: Path) -> dict[str, Any]:
     """Return variance components by task, the seed variance of the overall mean, and where they come from."""
     found = _seen(suite, results_dir)
     if found is None:
-        each = {name: PRIOR[name] for name in ("seed", "item", "residual")} | {"items": suite.examine.items}
-        tasks = {task: dict(each) for task in suite.compare.tasks}
-        return {"tasks": tasks, "overall": PRIOR["overall_seed"], "source": PRIOR_WORDS, "prior": True}
+        each = {name: PRIOR[name] for name in ("seed", "item", "residual")}
+        items = {task: exam_items.planned(suite.examine, suite.examine.items, task) for task in suite.compare.tasks}
+        tasks = {task: each | {"items": count} for task, (count, _) in items.items()}
+        assumed = [task for task, (_, known) in items.items() if not known]
+        return {
+            "tasks": tasks, "overall": PRIOR["overall_seed"], "source": PRIOR_WORDS, "prior": True, "assumed": assumed,
+        }  # fmt: skip
     means = found.groupby("task")[["seed", "item", "residual", "n_units"]].mean()
     tasks = {
         str(task): {name: max(0.0, float(row[name])) for name in ("seed", "item", "residual")}
@@ -97,7 +103,7 @@ def _components(suite: Suite, results_dir: Path) -> dict[str, Any]:
         f"what has been run of this suite: {len(overall)} contrasts with {int(overall.n_seeds.max())} seeds, averaged"
     )
     seed = max(0.0, float(overall.seed.mean()))
-    return {"tasks": tasks, "overall": seed, "source": source, "prior": False}
+    return {"tasks": tasks, "overall": seed, "source": source, "prior": False, "assumed": []}
 
 
 def _seen(suite: Suite, results_dir: Path) -> pd.DataFrame | None:
@@ -213,6 +219,12 @@ def sentences(found: dict[str, Any]) -> list[str]:
         f"for a family of {found['family']}. Shows: the power to call two equal objectives equivalent.",
         f"Variance from {found['source']}.",
     ]
+    if found["assumed_items"]:
+        names = " and ".join(f"{task} ({count:,})" for task, count in found["assumed_items"].items())
+        said.append(
+            f"Assumed: the items of {names}, whose number is known only with the data; say it by `items:` beside the "
+            "task, or try numbers with --items."
+        )
     for one in found["needed"]:
         where = f" with {one['items']:,} items a task" if one["items"] else ""
         said.append(f"To tell {margin} from 0{where}, overall, {_in_words(one['difference'])}.")

@@ -69,6 +69,7 @@ class Budget:
                 "utilisation": UTILISATION, "bandwidth_utilisation": BANDWIDTH_UTILISATION, "layer_s": LAYER_S,
                 "reserved_bytes": RESERVED_BYTES,
             },
+            "not_counted": [entry.task for entry in self.suite.examine.lm_eval],
             "models": [{"name": name, "parameters": size.parameters} for name, size in self.sizes.items()],
             "stages": stages,
             "pairs": pairs,

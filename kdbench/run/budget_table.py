@@ -17,6 +17,13 @@ def show(found: dict[str, Any]) -> None:
 
     console = Console(width=None if sys.stdout.isatty() else 100)
     device, assumed = found["device"], found["assumed"]
+    if found.get("missing"):
+        console.print(
+            f"There is no text at {found['missing']} yet. Assumed: {device['name']} (another: --device-name), the "
+            "sizes that the suite declares, nothing done before.",
+            highlight=False,
+            soft_wrap=True,
+        )
     console.print(
         f"suite {found['suite']} on {device['name']}: {device['peak_flops'] / 1e12:,.0f} TFLOP/s bf16 at most, "
         f"{device['bytes'] / 1e9:.0f} GB ({device['source']}). Assumed, not measured: "
@@ -42,6 +49,8 @@ def show(found: dict[str, Any]) -> None:
         "as if every token were a target",
         highlight=False,
     )
+    if found["not_counted"]:
+        console.print(f"not counted: the examination by {', '.join(found['not_counted'])}", highlight=False)
     for line in remarks(found):
         console.print(line, highlight=False)
 

@@ -19,7 +19,7 @@ from kdbench.api import Sampling
 from kdbench.distill import layouts, lora, models, rollout, warm
 from kdbench.distill.data import Document, start_id
 from kdbench.errors import ConfigError
-from kdbench.evaluate import harness, lm_eval_tasks, tasks
+from kdbench.evaluate import harness, tasks
 from kdbench.files import sha256_file
 from kdbench.registry import objective, source_digest
 from kdbench.run import elsewhere, external, material, origins
@@ -96,7 +96,7 @@ class Planner:
         if any(job.kind in ("tokenizers", "texts", "tasks") for job in jobs):
             material.reach(self.suite.data, self.base)
         if any(job.kind == "cells" for job in jobs) and self.suite.examine.lm_eval:
-            lm_eval_tasks.check(elsewhere.wanted(self.suite.examine.lm_eval, self.base))
+            elsewhere.check(self.suite.examine.lm_eval, self.base)
 
     @cached_property
     def environment(self) -> dict[str, Any]:

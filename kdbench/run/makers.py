@@ -31,7 +31,7 @@ from kdbench.distill import (
     train,
 )
 from kdbench.errors import Interrupted
-from kdbench.evaluate import harness, intrinsic, lm_eval_tasks, tasks, token_scores
+from kdbench.evaluate import harness, intrinsic, judged_tasks, tasks, token_scores
 from kdbench.files import atomic_write, read_json, write_json
 from kdbench.registry import objective
 from kdbench.run import elsewhere, external, material, origins
@@ -365,22 +365,28 @@ def _examine(work: Work, model: torch.nn.Module, tokenizer: Any, guide: torch.nn
     work.hooks.stage("examining")
     failpoints.hit("examine")
     with work.clock.part("examine_s"), beating(model, work.hooks):
-        metrics, items = {}, []
+        metrics, items, judged = {}, [], []
         if paths:
             found = harness.examine(model, tokenizer, paths, batch_size=settings["batch_size"])
             metrics, items = found.metrics, found.items
         if asked := elsewhere.of_work(work):
-            more = lm_eval_tasks.examine(model, tokenizer, asked, batch_size=settings["batch_size"])
+            more, judged = judged_tasks.examine(model, tokenizer, asked, batch_size=settings["batch_size"])
             metrics, items = metrics | more.metrics, items + more.items
         held_out = _blocks(_text(work).path / f"{settings.get('split', 'test')}.safetensors")
         own = intrinsic.examine(
             model, guide, held_out, settings["intrinsic_tokens"], len(tokenizer), work.runtime.precision
         )
-    buffer = io.BytesIO()
-    pandas.DataFrame(items).to_parquet(buffer, index=False)
-    atomic_write(work.entry.path / "samples.parquet", buffer.getvalue())
+    _write_rows(work.entry.path / "samples.parquet", items)
+    if judged:
+        _write_rows(work.entry.path / judged_tasks.FILE, judged)
     atomic_write(work.entry.path / token_scores.FILE, token_scores.to_parquet(own.tokens))
     write_json(work.entry.path / "results.json", dict(sorted({**metrics, **own.metrics}.items())))
+
+
+def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    buffer = io.BytesIO()
+    pandas.DataFrame(rows).to_parquet(buffer, index=False)
+    atomic_write(path, buffer.getvalue())
 
 
 MAKERS: dict[str, Callable[[Work], dict[str, Any] | None]] = {

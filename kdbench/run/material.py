@@ -45,6 +45,14 @@ def look(about: Data, base: Path) -> Material:
     return Material([record.document for record in found.all], records.fingerprint(spec, found), None)
 
 
+def absent(about: Data, base: Path) -> Path | None:
+    """Return where the suite's records should lie, if it names a file and there is none."""
+    if about.instructions is None or about.instructions.file is None:
+        return None
+    path = (base / about.instructions.file).resolve()
+    return None if path.exists() else path
+
+
 def context(about: Data, base: Path) -> dict[str, Any]:
     """Return what makers find the text by; it stays out of keys."""
     return _plain(about) | {"base": str(base)}

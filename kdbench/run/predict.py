@@ -17,7 +17,7 @@ from kdbench.run.agenda import ORDER
 from kdbench.run.jobs import Job
 from kdbench.run.orchestrate import Plan
 from kdbench.run.store import Store
-from kdbench.suite import cost
+from kdbench.suite import cost, exam_items
 from kdbench.suite.matrix import CEILING
 from kdbench.suite.schema import Suite
 
@@ -27,7 +27,7 @@ JOB_S = 0.1  # locks, loading, hashing
 CHECKPOINT_S = 0.02
 ITEM_S = 6e-4  # lm-eval's own work on an item
 MEGABYTE_S = 0.5  # tokenising
-ELSEWHERE_ITEMS = 1000  # of an lm-eval task without a limit: known only when its data is loaded
+ELSEWHERE_ITEMS = 1000  # of an lm-eval task whose number is known only when its data is loaded
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,8 @@ def examined(suite: Suite, job: Job) -> int:
     """Return how many items a cell is examined on, a trial on those of the tuning."""
     trial = job.cell is not None and job.cell.trial
     told = job.inputs["examine"]
-    elsewhere = sum(entry["limit"] or ELSEWHERE_ITEMS for entry in told.get("elsewhere", ()))
+    asked = suite.examine.lm_eval if "elsewhere" in told else ()
+    elsewhere = sum(exam_items.number(entry) or ELSEWHERE_ITEMS for entry in asked)
     return (suite.tune.items if trial and suite.tune else suite.examine.items) * len(told["tasks"]) + elsewhere
 
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 BATCH = 1000
 TAGS = 90  # verdicts; MLflow takes 100 tags at once
+FILES = ("inputs.json", "results.json", "samples.parquet", "judged.parquet", "tokens.parquet", "metrics.jsonl")
 REPORT = "report"  # the folder of a report's pictures and numbers
 LIVE_EVERY_S = 5.0
 KEY_TAG, DONE_TAG = "kdbench.cell_key", "kdbench.done"
@@ -54,6 +55,7 @@ def quiet_environment() -> None:
     os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # stdout is for our own product
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # its 7 hold up a run's end for four minutes
     logging.getLogger("alembic").setLevel(logging.ERROR)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # logs what it raises
 
@@ -216,7 +218,7 @@ class Mirror:
         scores = json.loads((folder / "results.json").read_text()) if (folder / "results.json").is_file() else {}
         values = {NAMES.get(name, f"eval/{name}"): value for name, value in scores.items()} | _cost(done, records)
         self.client.log_batch(run_id, metrics=[Metric(name, value, ended, 0) for name, value in sorted(values.items())])
-        for name in ("inputs.json", "results.json", "samples.parquet", "tokens.parquet", "metrics.jsonl"):
+        for name in FILES:
             if (folder / name).is_file():
                 self.client.log_artifact(run_id, str(folder / name))
         tags = {"kdbench.status": done["status"], DONE_TAG: done["key"]}

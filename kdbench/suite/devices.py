@@ -60,6 +60,8 @@ DEVICES = {
     )
 }
 
+DEFAULT = "H100"  # where a plan must name some device, and the user has named none
+
 
 def find(name: str) -> Device:
     """Return a device by name, whatever its case.

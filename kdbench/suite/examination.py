@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from kdbench.errors import did_you_mean
+from kdbench.suite.judging import Judge
 from kdbench.suite.part import NAME, Part
 
 
@@ -23,8 +24,20 @@ class LmEvalTask(Part):
     )
     shots: int | None = Field(None, ge=0, le=100, description="solved examples before a question; default: the task's")
     limit: int | None = Field(None, gt=0, description="score only so many items, of each subtask; default: all")
+    items: int | None = Field(
+        None, gt=0, description="items that are scored, for `plan` alone; default: what is known of lm-eval's own tasks"
+    )
     metric: str | None = Field(None, description="the score to compare by, from 0 to 1; default: the task's first")
+    judge: Judge | None = Field(
+        None,
+        description="a model that holds each written answer against the task's reference; arms are compared by it",
+    )
     chat: bool = Field(False, description="ask through the tokenizer's chat template, as `template: chat` trains")
+
+    @property
+    def on_hub(self) -> bool:
+        """Whether its items, or its judge, come from the Hugging Face Hub."""
+        return self.path is None or (self.judge is not None and self.judge.hub is not None)
 
 
 def names(examine: Mapping[str, Any]) -> list[str]:

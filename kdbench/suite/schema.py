@@ -245,7 +245,7 @@ class Suite(Part):
     def on_hub(self) -> bool:
         """Whether a model, the tokenizer, the text or a task comes from the Hugging Face Hub."""
         text = self.data.instructions is not None and self.data.instructions.hub is not None
-        tasks = any(entry.path is None for entry in self.examine.lm_eval)  # lm-eval's own read their items there
+        tasks = any(entry.on_hub for entry in self.examine.lm_eval)  # lm-eval's own read their items there
         models = any(model.hub for model in self.models.values())
         return text or tasks or models or self.data.tokenizer.hub is not None
 
