@@ -53,7 +53,7 @@ def training(settings: Train | Pretrain, length: int) -> dict[str, Any]:
     if isinstance(settings, Pretrain):
         del fields["seed"], fields["text"]
         fields["steps"] = max(1, fields.pop("tokens") // (batch_rows * length))
-    for name in ("gradient_checkpointing", "lora"):  # where they are not used, keys know nothing of them
+    for name in ("gradient_checkpointing", "lora", "fsdp"):  # where they are not used, keys know nothing of them
         if not fields.get(name):
             fields.pop(name, None)
     return fields | {"batch_rows": batch_rows}

@@ -18,6 +18,7 @@ from kdbench import failpoints
 from kdbench.api import Sampling
 from kdbench.distill import (
     accuracy,
+    checkpoint,
     data,
     instructions,
     layouts,
@@ -25,14 +26,16 @@ from kdbench.distill import (
     memory,
     models,
     rollout,
+    source,
     teacher,
     train,
 )
+from kdbench.distill.group import Alone
 from kdbench.errors import Interrupted
 from kdbench.evaluate import harness, intrinsic, lm_eval_tasks, tasks, token_scores
 from kdbench.files import atomic_write, read_json, write_json
 from kdbench.registry import objective
-from kdbench.run import elsewhere, external, material, origins
+from kdbench.run import elsewhere, external, material, origins, ranks
 from kdbench.run.store import INPUTS, Entry, Store
 from kdbench.run.work import Work
 from kdbench.seeding import derive
@@ -236,6 +239,9 @@ def make_cell(work: Work) -> dict[str, Any]:
     tokenizer = _text_tokenizer(work)
     subject = inputs["teacher"] if inputs["arm"] == "ceiling" else inputs["student"]
     folder = model_folder(work.store, subject)
+    trained = inputs["arm"] == "objective"
+    if trained and "fsdp" in inputs["train"]:
+        ranks.train(work, free=(_cached_teacher.cache_clear, _frozen_model.cache_clear))
     guided = inputs["arm"] in ("objective", ARM) and "teacher" in inputs
     guide = _teacher_model(work, inputs["teacher"]) if guided else None
     if inputs["arm"] == ARM:
@@ -244,22 +250,33 @@ def make_cell(work: Work) -> dict[str, Any]:
         model = models.load(folder, work.runtime)
         models.head(model, len(tokenizer))
     facts: dict[str, Any] = {}
-    if inputs["arm"] == "objective":
-        train_path = _text(work).path / "train.safetensors"
-        blocks = _distillation_set(train_path, inputs["tokens"])
-        settings = dict(inputs["train"])
-        adapters = settings.pop("lora", None)
-        tuner = lora.adapt(model, adapters, inputs["seed"]) if adapters else None
-        history = _learn(work, model, inputs["objective"], blocks, guide, settings, len(tokenizer))
+    if trained:
+        blocks = _distillation_set(_text(work).path / "train.safetensors", inputs["tokens"])
+        tuner = lora.adapted(model, inputs["train"], inputs["seed"])
+        if "fsdp" in inputs["train"]:
+            history = checkpoint.take_weights(work.entry.checkpoints, model)
+        else:
+            history = _learn(work, model, inputs["objective"], blocks, guide, inputs["train"], len(tokenizer))
         if tuner is not None:
             model = lora.merge(tuner)
         model.eval()
         if work.context.get("keep", True):  # of a trial only the scores are wanted
             _save_model(model, tokenizer, work.entry.path / "model")
         facts = {"final_loss": history[-1]["loss"], "tokens": _tokens(blocks, inputs["train"])}
-        facts |= _written(history) | memory.facts(history)
+        facts |= source.facts(history) | memory.facts(history)
     _examine(work, model, tokenizer, guide)
     return facts
+
+
+def train_share(work: Work, group: Alone) -> None:
+    """Train a cell's student together with the other processes of the group, each of which calls this."""
+    inputs, vocabulary = work.inputs, len(_text_tokenizer(work))
+    model = models.load(model_folder(work.store, inputs["student"]), work.runtime)
+    lora.adapted(model, inputs["train"], inputs["seed"])
+    group.shard(model)
+    guide = _teacher_model(work, inputs["teacher"]) if "teacher" in inputs else None
+    blocks = _distillation_set(_text(work).path / "train.safetensors", inputs["tokens"])
+    _learn(work, model, inputs["objective"], blocks, guide, inputs["train"], vocabulary, group)
 
 
 def _teacher_model(work: Work, key: str) -> torch.nn.Module:
@@ -300,10 +317,12 @@ def _teacher_text(folder: Path) -> data.Blocks:
     return data.Blocks(torch.cat([part.ids for part in parts]), torch.cat([part.mask for part in parts]))
 
 
-def _learn(work: Work, model, spec, blocks, guide, plan: dict[str, Any], vocabulary: int) -> list[dict[str, Any]]:
+def _learn(
+    work: Work, model, spec, blocks, guide, plan: dict[str, Any], vocabulary: int, group: Alone | None = None
+) -> list[dict[str, Any]]:
     """Train and write metrics.jsonl. `guide` is the teacher's model, or None."""
-    chosen = objective(spec)
-    settings = {key: value for key, value in plan.items() if key != "seed"}
+    chosen, group = objective(spec), group or Alone()
+    settings = {key: value for key, value in plan.items() if key not in ("seed", "lora", "fsdp")}
     if blocks.positions is not None:
         models.check_packing(model)
     work.hooks.stage("training")
@@ -326,20 +345,16 @@ def _learn(work: Work, model, spec, blocks, guide, plan: dict[str, Any], vocabul
             **_other_text(work, vocabulary),
             on_step=on_step,
             should_stop=work.hooks.should_stop,
+            group=group,
         )
-    lines = "".join(json.dumps(record, allow_nan=False) + "\n" for record in history)
-    atomic_write(work.entry.path / "metrics.jsonl", lines)
+    if group.rank == 0:
+        lines = "".join(json.dumps(record, allow_nan=False) + "\n" for record in history)
+        atomic_write(work.entry.path / "metrics.jsonl", lines)
     return history
 
 
 def _tokens(blocks: data.Blocks, plan: dict[str, Any]) -> int:
     return plan["steps"] * plan["batch_rows"] * blocks.length
-
-
-def _written(history: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return how many tokens were generated while training, if any was."""
-    found = [record["rollout/tokens"] for record in history if "rollout/tokens" in record]
-    return {"generated_tokens": int(sum(found))} if found else {}
 
 
 def _save_model(model: torch.nn.Module, tokenizer: Any, folder: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from kdbench.errors import ConfigError, did_you_mean
-from kdbench.suite import claims, examination, external, tuning
+from kdbench.suite import claims, examination, external, parallel, tuning
 from kdbench.suite.claims import Claim
 from kdbench.suite.examination import WithLmEval
 from kdbench.suite.external import Arm
@@ -84,6 +84,13 @@ class Train(Part):
         False, description="keep no activations inside layers but compute them again: less memory, a third more time"
     )
     lora: Lora | None = Field(None, description="train adapters in place of the weights (needs the extra `lora`)")
+    fsdp: int | None = Field(
+        None,
+        ge=2,
+        le=64,
+        description="processes, each with a GPU of its own, that hold a part of the student's weights, gradients and "
+        "moments and read a part of every batch (FSDP); for students that are not trained on one GPU",
+    )
 
 
 class Examine(WithLmEval):
@@ -212,7 +219,7 @@ class Suite(Part):
             problems.append(f"batch_tokens: expected at least one block of data.length = {self.data.length} tokens")
         if (self.rollouts.prompt_tokens or 1) >= self.data.length:
             problems.append(f"rollouts.prompt_tokens: expected less than data.length = {self.data.length}")
-        problems += self._rollout_problems()
+        problems += self._rollout_problems() + parallel.problems(self.train, self.data.length, self.device)
         if problems:
             raise ValueError("; ".join(problems))
         return self
