@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,9 @@ from kdbench.seeding import fenced
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
+
+
+BROUGHT = "kdbench_head"  # attribute of a spread model that holds a copy of its head
 
 
 @dataclass(frozen=True)
@@ -132,8 +135,13 @@ def folder_fingerprint(folder: Path) -> str:
     )
 
 
-def load(folder: Path, runtime: Runtime, dtype: torch.dtype | None = None) -> nn.Module:
+def load(
+    folder: Path, runtime: Runtime, dtype: torch.dtype | None = None, options: Mapping[str, Any] | None = None
+) -> nn.Module:
     """Load a causal language model from a folder: safetensors only, no remote code, no network.
+
+    Args:
+        options: for `from_pretrained`, where the model is not simply put on the runtime's device.
 
     Raises:
         ConfigError: when the folder is not such a model, or its head cannot be told from its body.
@@ -144,13 +152,36 @@ def load(folder: Path, runtime: Runtime, dtype: torch.dtype | None = None) -> nn
     check_folder(folder)
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype or torch.float32, local_files_only=True, use_safetensors=True, trust_remote_code=False
+            folder,
+            dtype=dtype or torch.float32,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            **(options or {}),
         )
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(f"the model in {folder} cannot be loaded: {error}") from None
-    model = model.to(runtime.device).eval()
+    model = model.eval() if options else model.to(runtime.device).eval()
+    if options:
+        _bring_head(model, torch.device(runtime.device))
     check_head(model)
     return model
+
+
+def _bring_head(model: Any, device: torch.device) -> None:
+    """Copy the head of a spread model to the device where its hidden states are read, if it lies elsewhere."""
+    output = model.get_output_embeddings()
+    if output is None or (output.weight.device.type == device.type and output.weight.device.index in (None, 0)):
+        return
+    from accelerate.utils import align_module_device
+
+    with align_module_device(output, device):
+        setattr(model, BROUGHT, output.weight.detach().clone())
+
+
+def _head(model: Any) -> Tensor:
+    brought = getattr(model, BROUGHT, None)
+    return model.get_output_embeddings().weight if brought is None else brought
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -178,7 +209,7 @@ def body(model: nn.Module, ids: Tensor, precision: str = "float32", positions: T
         packed = {"position_ids": positions.long(), "attention_mask": seen[:, None]}
     enabled = precision == "bfloat16"
     with torch.autocast(ids.device.type, dtype=torch.bfloat16, enabled=enabled):
-        return model.base_model(input_ids=ids, use_cache=False, **packed).last_hidden_state
+        return model.base_model(input_ids=ids, use_cache=False, **packed).last_hidden_state.to(ids.device)
 
 
 def check_packing(model: nn.Module) -> None:
@@ -206,7 +237,7 @@ def check_packing(model: nn.Module) -> None:
 
 def head(model: nn.Module, vocabulary: int) -> Tensor:
     """Return the output head `[V, H]`, cut to the tokenizer's size (some models pad theirs)."""
-    weight = model.get_output_embeddings().weight
+    weight = _head(model)
     if weight.shape[0] < vocabulary:
         raise ConfigError(
             f"expected a vocabulary of at least {vocabulary:,} (the tokenizer's), found {weight.shape[0]:,} in a "
@@ -226,11 +257,12 @@ def check_head(model: nn.Module) -> None:
     output = model.get_output_embeddings()
     if output is None or getattr(output, "bias", None) is not None:
         raise ConfigError(f"{model.config.model_type}: expected an output head without bias, found another")
-    ids = torch.arange(4, 12, device=output.weight.device)[None] % model.config.vocab_size
+    weight = _head(model)
+    ids = torch.arange(4, 12, device=weight.device)[None] % model.config.vocab_size
     training = model.training
     model.eval()  # dropout would draw twice
     with torch.no_grad():
-        ours = body(model, ids) @ output.weight.t()
+        ours = body(model, ids) @ weight.t()
         theirs = model(input_ids=ids, use_cache=False).logits
     model.train(training)
     if not torch.allclose(ours.float(), theirs.float(), rtol=1e-3, atol=1e-3):

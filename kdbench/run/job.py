@@ -44,6 +44,11 @@ class Job:
         """kind/key."""
         return f"{self.kind}/{self.key}"
 
+    @property
+    def processes(self) -> int:
+        """How many processes, each with a device of its own, train in it together; 0 where one does it all."""
+        return int(self.inputs.get("train", {}).get("fsdp", 0))
+
     def message(self) -> dict[str, Any]:
         """What a worker process is told."""
         known = {"kind": self.kind, "key": self.key, "title": self.title, "inputs": self.inputs}

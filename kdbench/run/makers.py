@@ -25,6 +25,7 @@ from kdbench.distill import (
     lora,
     memory,
     models,
+    placement,
     rollout,
     source,
     teacher,
@@ -59,17 +60,14 @@ def _distillation_set(path: Path, tokens: int) -> data.Blocks:
     return data.distillation_set(_blocks(path), tokens)
 
 
-@lru_cache(maxsize=1)
-def _frozen_model(folder: Path, runtime: models.Runtime) -> torch.nn.Module:
-    return models.load(folder, runtime).requires_grad_(False)
+_frozen_model = lru_cache(maxsize=1)(placement.load)
 
 
 @lru_cache(maxsize=1)
 def _cached_teacher(
-    folder: Path, model_folder: Path, runtime: models.Runtime, vocabulary: int, dtype: torch.dtype
+    folder: Path, model: torch.nn.Module, precision: str, vocabulary: int, dtype: torch.dtype
 ) -> teacher.CachedTeacher:
-    model = _frozen_model(model_folder, runtime)
-    return teacher.CachedTeacher(folder, teacher.LiveTeacher(model, None, vocabulary, runtime.precision, dtype))
+    return teacher.CachedTeacher(folder, teacher.LiveTeacher(model, None, vocabulary, precision, dtype))
 
 
 VALIDATED_ROWS = 64  # held-out blocks by which an objective may steer itself
@@ -183,7 +181,7 @@ def make_cache(work: Work) -> dict[str, Any]:
     """Store the teacher's signal over the distillation set, and measure what its layout loses."""
     vocabulary = len(_text_tokenizer(work))
     blocks = _distillation_set(_text(work).path / "train.safetensors", work.inputs["tokens"])
-    model = _frozen_model(model_folder(work.store, work.inputs["teacher"]), work.runtime)
+    model = _teacher_model(work)
     layout = _layout(work.inputs)
 
     def read(part: data.Blocks, dtype: torch.dtype = layout.read_dtype) -> teacher.Signal:
@@ -195,7 +193,8 @@ def make_cache(work: Work) -> dict[str, Any]:
 
     teacher.write_cache(work.entry.path, blocks, read, _on_shard(work), layout)
     effect = accuracy.measure(layout, blocks, exact)
-    teacher.record(work.entry.path, effect=effect)
+    told = {"quantize": work.inputs["quantize"]} if "quantize" in work.inputs else {}
+    teacher.record(work.entry.path, effect=effect, **told)
     hidden_size = int(model.get_output_embeddings().weight.shape[1])
     unsure = teacher.uncertainty(work.entry.path)
     return {"rows": len(blocks), "hidden_size": hidden_size, "effect": effect, "uncertainty": unsure}
@@ -210,7 +209,7 @@ def make_teacher_text(work: Work) -> dict[str, Any]:
     """Let the teacher write after the prompts of the distillation set, a shard at a time."""
     vocabulary = len(_text_tokenizer(work))
     blocks = _distillation_set(_text(work).path / "train.safetensors", work.inputs["tokens"])
-    model = _frozen_model(model_folder(work.store, work.inputs["teacher"]), work.runtime)
+    model = _teacher_model(work)
     writers = rollout.Writers(model, model, work.runtime.precision)
     limits, sampling = _limits(work, vocabulary), Sampling(**work.inputs["decoding"])
 
@@ -237,17 +236,17 @@ def make_cell(work: Work) -> dict[str, Any]:
     """Train one student, if its arm is an objective, and examine it; floor and ceiling are examined as they are."""
     inputs = work.inputs
     tokenizer = _text_tokenizer(work)
-    subject = inputs["teacher"] if inputs["arm"] == "ceiling" else inputs["student"]
-    folder = model_folder(work.store, subject)
+    ceiling = inputs["arm"] == "ceiling"
+    folder = model_folder(work.store, inputs["teacher" if ceiling else "student"])
     trained = inputs["arm"] == "objective"
     if trained and "fsdp" in inputs["train"]:
         ranks.train(work, free=(_cached_teacher.cache_clear, _frozen_model.cache_clear))
     guided = inputs["arm"] in ("objective", ARM) and "teacher" in inputs
-    guide = _teacher_model(work, inputs["teacher"]) if guided else None
+    guide = _teacher_model(work) if guided else None
     if inputs["arm"] == ARM:
         external.check_tokenizer(folder, tokenizer)
     with work.clock.part("load_s"):
-        model = models.load(folder, work.runtime)
+        model = _teacher_model(work) if ceiling else models.load(folder, work.runtime)
         models.head(model, len(tokenizer))
     facts: dict[str, Any] = {}
     if trained:
@@ -262,7 +261,8 @@ def make_cell(work: Work) -> dict[str, Any]:
         model.eval()
         if work.context.get("keep", True):  # of a trial only the scores are wanted
             _save_model(model, tokenizer, work.entry.path / "model")
-        facts = {"final_loss": history[-1]["loss"], "tokens": _tokens(blocks, inputs["train"])}
+        read = inputs["train"]["steps"] * inputs["train"]["batch_rows"] * blocks.length
+        facts = {"final_loss": history[-1]["loss"], "tokens": read}
         facts |= source.facts(history) | memory.facts(history)
     _examine(work, model, tokenizer, guide)
     return facts
@@ -274,13 +274,16 @@ def train_share(work: Work, group: Alone) -> None:
     model = models.load(model_folder(work.store, inputs["student"]), work.runtime)
     lora.adapted(model, inputs["train"], inputs["seed"])
     group.shard(model)
-    guide = _teacher_model(work, inputs["teacher"]) if "teacher" in inputs else None
+    guide = _teacher_model(work) if "teacher" in inputs else None
     blocks = _distillation_set(_text(work).path / "train.safetensors", inputs["tokens"])
     _learn(work, model, inputs["objective"], blocks, guide, inputs["train"], vocabulary, group)
 
 
-def _teacher_model(work: Work, key: str) -> torch.nn.Module:
-    return _frozen_model(model_folder(work.store, key), work.runtime)
+def _teacher_model(work: Work) -> torch.nn.Module:
+    """Return the job's teacher, with room left for the student that learns from it."""
+    student = work.inputs.get("student")
+    form = placement.form(work.inputs, work.context, model_folder(work.store, student) if student else None)
+    return _frozen_model(model_folder(work.store, work.inputs["teacher"]), work.runtime, form)
 
 
 def _teacher(work: Work, model: torch.nn.Module, blocks: data.Blocks, vocabulary: int) -> teacher.Teacher:
@@ -288,7 +291,7 @@ def _teacher(work: Work, model: torch.nn.Module, blocks: data.Blocks, vocabulary
     if inputs["signal"] == "cache":
         cache = work.find("teacher_cache", inputs["cache"])
         dtype = _layout(read_json(cache.path / INPUTS)).read_dtype
-        return _cached_teacher(cache.path, model_folder(work.store, inputs["teacher"]), work.runtime, vocabulary, dtype)
+        return _cached_teacher(cache.path, model, work.runtime.precision, vocabulary, dtype)
     return teacher.LiveTeacher(model, blocks, vocabulary, work.runtime.precision)
 
 
@@ -351,10 +354,6 @@ def _learn(
         lines = "".join(json.dumps(record, allow_nan=False) + "\n" for record in history)
         atomic_write(work.entry.path / "metrics.jsonl", lines)
     return history
-
-
-def _tokens(blocks: data.Blocks, plan: dict[str, Any]) -> int:
-    return plan["steps"] * plan["batch_rows"] * blocks.length
 
 
 def _save_model(model: torch.nn.Module, tokenizer: Any, folder: Path) -> None:

@@ -35,6 +35,13 @@ class TeacherSignal(Part):
         "likeliest classes, or `k` draws, which serve the forms that keep no more (`support:` of an objective)",
     )
     k: int = Field(64, ge=1, le=4096, description="classes, or draws, that a sparse layout stores")
+    placement: Literal["single", "auto"] = Field(
+        "single", description="auto: over all GPUs, then the machine's memory, where one device does not hold it"
+    )
+    quantize: Literal["8bit", "4bit"] | None = Field(
+        None,
+        description="hold the teacher in fewer bits: another teacher, by bitsandbytes (needs the extra `quantize`)",
+    )
     max_gb: float | None = Field(None, gt=0, description="refuse to run if the suite's caches take more (1e9 bytes)")
 
     @model_validator(mode="after")
@@ -219,7 +226,7 @@ class Suite(Part):
             problems.append(f"batch_tokens: expected at least one block of data.length = {self.data.length} tokens")
         if (self.rollouts.prompt_tokens or 1) >= self.data.length:
             problems.append(f"rollouts.prompt_tokens: expected less than data.length = {self.data.length}")
-        problems += self._rollout_problems() + parallel.problems(self.train, self.data.length, self.device)
+        problems += self._rollout_problems() + parallel.problems(self)
         if problems:
             raise ValueError("; ".join(problems))
         return self
