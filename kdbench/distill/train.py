@@ -17,6 +17,7 @@ from kdbench import failpoints
 from kdbench.api import LossParts, Measured, Objective, Step, Tokens
 from kdbench.distill import checkpoint, memory
 from kdbench.distill.data import Blocks
+from kdbench.distill.engine import Engine
 from kdbench.distill.group import Alone, clip, total
 from kdbench.distill.loss import TeacherStates, fused_loss, fused_probe, step_weights
 from kdbench.distill.models import body, head
@@ -132,6 +133,7 @@ def train(
     folder: Path,
     limits: Limits | None = None,
     teacher_text: Blocks | None = None,
+    engine: Engine | None = None,
     held_out: Blocks | None = None,
     on_step: Callable[[dict[str, Any]], None] = lambda record: None,
     should_stop: Callable[[], int] = lambda: 0,
@@ -144,6 +146,7 @@ def train(
         vocabulary: the tokenizer's size; both heads are cut to it.
         folder: for checkpoints; training goes on from the newest whole one.
         limits, teacher_text: for objectives that learn from other text than `blocks`.
+        engine: writes the student's text; default: transformers' own loop.
         held_out: for objectives that adapt to the loss on text that is not trained on.
         should_stop: asked after each step; a non-zero exit code saves and raises Interrupted.
         group: the processes that train it together, each calling this; default: this one alone.
@@ -163,6 +166,8 @@ def train(
         source.write = lambda sampling, given, drawn: group.first(  # together they write what one of them would
             group.inside(lambda: write(sampling, writers, given, limits, drawn))
         )
+    if limits is not None and engine is not None:
+        source.write = lambda sampling, given, drawn: engine.write(sampling, given, limits, drawn)
     if state.step:
         checkpoint.unpack(state.tensors, model, optimizer)
         source.unpack(state.tensors)

@@ -16,7 +16,7 @@ from typing import Any
 
 import kdbench
 from kdbench.api import Sampling
-from kdbench.distill import layouts, lora, models, placement, rollout, warm
+from kdbench.distill import engine, layouts, lora, models, placement, rollout, warm
 from kdbench.distill.data import Document, start_id
 from kdbench.errors import ConfigError
 from kdbench.evaluate import harness, lm_eval_tasks, tasks
@@ -312,6 +312,9 @@ class Planner:
         needs, wanted = [], chosen.trajectories
         if wanted.rollout is not None or wanted.fixed == "teacher":
             inputs |= {"rollouts": self._rollouts(), "rollout_source": _source(rollout)}
+        if wanted.rollout is not None and suite.rollouts.engine == "vllm":
+            told = {"name": "vllm", "version": engine.installed(self.runtime.device), "source": _source(engine)}
+            inputs["engine"] = told
         if wanted.fixed == "teacher" and wanted.reads_fixed:
             needs.append(self._teacher_text(str(cell.teacher), wanted.decoding))
             inputs["teacher_text"] = needs[-1].key
@@ -378,6 +381,8 @@ class Planner:
             "labels": {"arm": cell.arm, "student": cell.student, "teacher": cell.teacher},
             "keep": not cell.trial,
         } | self._task_folders | self._placement  # fmt: skip
+        if "engine" in inputs:
+            context["engine_memory"] = suite.rollouts.engine_memory
         if after:
             inputs[AFTER] = sorted({key for job in after for key in job.inputs.get(AFTER, [job.key])})
         job = Job("cells", cell.title, inputs, tuple(job.id for job in (*needs, *after)), context, cell)

@@ -20,6 +20,7 @@ from kdbench.distill import (
     accuracy,
     checkpoint,
     data,
+    engine,
     instructions,
     layouts,
     lora,
@@ -32,7 +33,6 @@ from kdbench.distill import (
     train,
 )
 from kdbench.distill.group import Alone
-from kdbench.errors import Interrupted
 from kdbench.evaluate import harness, intrinsic, lm_eval_tasks, tasks, token_scores
 from kdbench.files import atomic_write, read_json, write_json
 from kdbench.registry import objective
@@ -191,7 +191,7 @@ def make_cache(work: Work) -> dict[str, Any]:
         states = read(part, torch.float32).states
         return states.hidden, states.head
 
-    teacher.write_cache(work.entry.path, blocks, read, _on_shard(work), layout)
+    teacher.write_cache(work.entry.path, blocks, read, work.hooks.shard, layout)
     effect = accuracy.measure(layout, blocks, exact)
     told = {"quantize": work.inputs["quantize"]} if "quantize" in work.inputs else {}
     teacher.record(work.entry.path, effect=effect, **told)
@@ -218,18 +218,9 @@ def make_teacher_text(work: Work) -> dict[str, Any]:
         text, _ = rollout.write(sampling, writers, instructions.prompts(part, limits), limits, drawn)
         return {"ids": text.ids, "mask": text.mask}
 
-    teacher.write_shards(work.entry.path, blocks, make, _on_shard(work))
+    teacher.write_shards(work.entry.path, blocks, make, work.hooks.shard)
     text = _teacher_text(work.entry.path)
     return {"rows": len(text), "generated_tokens": int(text.mask.sum())}
-
-
-def _on_shard(work: Work) -> Callable[[int, int], None]:
-    def on_shard(done: int, count: int) -> None:
-        work.hooks.emit({"event": "progress", "done": done, "total": count})
-        if code := work.hooks.should_stop():
-            raise Interrupted(f"stopped after shard {done}", code)
-
-    return on_shard
 
 
 def make_cell(work: Work) -> dict[str, Any]:
@@ -303,11 +294,14 @@ def _limits(work: Work, vocabulary: int) -> rollout.Limits:
     return rollout.Limits(given["prompt_tokens"], given["new_tokens"], length, vocabulary=vocabulary, **ids)
 
 
-def _other_text(work: Work, vocabulary: int) -> dict[str, Any]:
-    """Return what an objective learns from beside the corpus: bounds of generation, the teacher's and held-out text."""
+def _other_text(work: Work, model: torch.nn.Module, vocabulary: int) -> dict[str, Any]:
+    """Return what an objective learns from beside the corpus: how text is written, the teacher's and held-out text."""
     if "rollouts" not in work.inputs:
         return {}
     found: dict[str, Any] = {"limits": _limits(work, vocabulary)}
+    if "engine" in work.inputs:
+        folder, share = model_folder(work.store, work.inputs["student"]), work.context["engine_memory"]
+        found["engine"] = engine.start(model, folder, work.runtime.precision, found["limits"].length, share)
     found["held_out"] = data.first_blocks(_blocks(_text(work).path / "dev.safetensors"), VALIDATED_ROWS)
     if "teacher_text" in work.inputs:
         found["teacher_text"] = _teacher_text(work.find("teacher_texts", work.inputs["teacher_text"]).path)
@@ -345,7 +339,7 @@ def _learn(
             vocabulary=vocabulary,
             precision=work.runtime.precision,
             folder=work.entry.checkpoints,
-            **_other_text(work, vocabulary),
+            **_other_text(work, model, vocabulary),
             on_step=on_step,
             should_stop=work.hooks.should_stop,
             group=group,

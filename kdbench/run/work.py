@@ -24,6 +24,12 @@ class Hooks:
         if code := self.should_stop():
             raise Interrupted(f"stopped before: {name}", code)
 
+    def shard(self, done: int, count: int) -> None:
+        """Say how many shards are made; stop here if asked to."""
+        self.emit({"event": "progress", "done": done, "total": count})
+        if code := self.should_stop():
+            raise Interrupted(f"stopped after shard {done}", code)
+
 
 @dataclass(frozen=True)
 class Work:

@@ -9,7 +9,32 @@ if TYPE_CHECKING:
 
 
 def problems(suite: Suite) -> list[str]:
-    """Return a sentence for everything in `train.fsdp` that does not fit the rest of the suite."""
+    """Return a sentence for everything in `train.fsdp` and `rollouts.engine` that does not fit the suite's rest."""
+    return _together(suite) + _engine(suite)
+
+
+def _engine(suite: Suite) -> list[str]:
+    """vLLM holds the student alone, whole, on a GPU; it draws from one model, a token at a time."""
+    from kdbench.registry import objective
+
+    if suite.rollouts.engine != "vllm":
+        return []
+    found = []
+    if suite.train.fsdp or suite.train.lora:
+        name = "fsdp" if suite.train.fsdp else "lora"
+        found.append(f"rollouts.engine: vllm takes the weights of a whole student; take train.{name} or engine out")
+    for entry in suite.objectives:
+        wanted = objective(entry["spec"]).trajectories.rollout
+        if wanted is not None and (wanted.by != "student" or wanted.beams > 1):
+            how = f"{wanted.by} sampling" if wanted.by != "student" else f"{wanted.beams} beams"
+            found.append(
+                f"rollouts.engine: vllm cannot write for {entry['label']!r}, whose text is made by {how}: it draws from"
+                " the student alone; leave the objective out, or take engine out"
+            )
+    return found
+
+
+def _together(suite: Suite) -> list[str]:
     count, length, tokens = suite.train.fsdp, suite.data.length, suite.train.batch_tokens
     if count is None:
         return []

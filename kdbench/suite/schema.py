@@ -61,6 +61,12 @@ class Rollouts(Part):
         "many; default: half a row",
     )
     new_tokens: int | None = Field(None, gt=0, description="at most so many are written; default: to the block's end")
+    engine: Literal["transformers", "vllm"] = Field(
+        "transformers", description="what writes while training; vllm: faster, on a GPU (needs the extra `vllm`)"
+    )
+    engine_memory: float = Field(
+        0.3, gt=0, lt=1, description="share of the GPU's memory that vllm takes, beside the training"
+    )
 
 
 class Lora(Part):

@@ -77,7 +77,7 @@ def test_a_budget_counts_the_bytes_that_the_weights_take(bits, folder):
     said = footprint.frozen(size_of(model.config), LLAMA["vocab_size"], bits)
     scales = [one.quant_state.absmax for one in model.parameters() if getattr(one, "quant_state", None) is not None]
     really = model.get_memory_footprint() + sum(one.nbytes for one in scales)  # transformers leaves these out
-    assert said == pytest.approx(really, rel=0.01)
+    assert said == pytest.approx(really, rel=0.02)
 
 
 def test_without_the_package_one_error_names_the_extra(monkeypatch):

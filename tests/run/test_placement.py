@@ -58,10 +58,9 @@ def test_a_cache_in_few_bits_is_made_and_says_so(suite_file, tmp_path):
     small += "ffn_dim: 64, seed: 1}}"
     made, store = planner(suite_file, "teacher.quantize=4bit", "data.tokens=1024", small), Store(tmp_path / "results")
     cache = next(job for job in made.jobs.values() if job.kind == "teacher_cache")
-    wanted = [made.jobs[need] for need in cache.needs]
-    wanted = [made.jobs[need] for job in wanted for need in job.needs] + wanted + [cache]
-    for job in wanted:
-        execute(store, job.message(), Hooks())
+    for job in made.jobs.values():
+        if job.kind in ("tokenizers", "texts", "models", "teacher_cache"):
+            execute(store, job.message(), Hooks())
     manifest = json.loads((store.entry("teacher_cache", cache.key).path / "manifest.json").read_text())
     assert manifest["quantize"] == cache.inputs["quantize"] and manifest["quantize"]["bits"] == "4bit"
 
