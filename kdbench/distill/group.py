@@ -104,7 +104,7 @@ class Ranks(Alone):
     def rows(self, count: int) -> slice:
         """Return the rows that are read here: contiguous, so that tokens keep their order; sizes differ by one."""
         if count < self.size:
-            raise ConfigError(f"train.fsdp: expected a batch of at least {self.size} rows, one a process, got {count}")
+            raise ConfigError(f"fsdp: expected a batch of at least {self.size} rows, one a process, got {count}")
         least, more = divmod(count, self.size)
         begin = self.rank * least + min(self.rank, more)
         return slice(begin, begin + least + (self.rank < more))
@@ -178,7 +178,7 @@ def layers(model: Any) -> list[nn.Module]:
     names = set(getattr(model, "_no_split_modules", None) or ())
     found = [part for part in model.modules() if type(part).__name__ in names and not isinstance(part, nn.Embedding)]
     if not found:
-        raise ConfigError(f"train.fsdp: {model.config.model_type} of transformers names no layers to cut it by")
+        raise ConfigError(f"fsdp: {model.config.model_type} of transformers names no layers to cut it by")
     return found
 
 

@@ -78,7 +78,7 @@ class MicroBatch:
             mine = -(-self.whole // self.processes)
             raise OutOfMemory(
                 f"out of memory: {min(self.rows or mine, mine)} rows at once do not fit into one of {self.processes} "
-                f"processes ({sizes()}; {reason}); set a smaller train.micro_batch, a larger train.fsdp, or {ADVICE}"
+                f"processes ({sizes()}; {reason}); set a smaller train.micro_batch, a larger fsdp, or {ADVICE}"
             )
         rows = min(self.rows or self.whole, self.whole)
         if rows == 1:

@@ -16,9 +16,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-BROUGHT = "kdbench_head"  # attribute of a spread model that holds a copy of its head
-
-
 @dataclass(frozen=True)
 class Runtime:
     """Where and in what precision numbers are made."""
@@ -169,19 +166,20 @@ def load(
 
 
 def _bring_head(model: Any, device: torch.device) -> None:
-    """Copy the head of a spread model to the device where its hidden states are read, if it lies elsewhere."""
+    """Put the head of a spread model on the device where its hidden states are read, if it lies elsewhere."""
+    import torch
+
     output = model.get_output_embeddings()
     if output is None or (output.weight.device.type == device.type and output.weight.device.index in (None, 0)):
         return
+    from accelerate.hooks import AlignDevicesHook, add_hook_to_module, remove_hook_from_module
     from accelerate.utils import align_module_device
 
     with align_module_device(output, device):
-        setattr(model, BROUGHT, output.weight.detach().clone())
-
-
-def _head(model: Any) -> Tensor:
-    brought = getattr(model, BROUGHT, None)
-    return model.get_output_embeddings().weight if brought is None else brought
+        weight = output.weight.detach().clone()
+    remove_hook_from_module(output)
+    output.weight = torch.nn.Parameter(weight, requires_grad=False)
+    add_hook_to_module(output, AlignDevicesHook(device))  # what comes to it is moved there
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -237,7 +235,7 @@ def check_packing(model: nn.Module) -> None:
 
 def head(model: nn.Module, vocabulary: int) -> Tensor:
     """Return the output head `[V, H]`, cut to the tokenizer's size (some models pad theirs)."""
-    weight = _head(model)
+    weight = model.get_output_embeddings().weight
     if weight.shape[0] < vocabulary:
         raise ConfigError(
             f"expected a vocabulary of at least {vocabulary:,} (the tokenizer's), found {weight.shape[0]:,} in a "
@@ -257,12 +255,11 @@ def check_head(model: nn.Module) -> None:
     output = model.get_output_embeddings()
     if output is None or getattr(output, "bias", None) is not None:
         raise ConfigError(f"{model.config.model_type}: expected an output head without bias, found another")
-    weight = _head(model)
-    ids = torch.arange(4, 12, device=weight.device)[None] % model.config.vocab_size
+    ids = torch.arange(4, 12, device=output.weight.device)[None] % model.config.vocab_size
     training = model.training
     model.eval()  # dropout would draw twice
     with torch.no_grad():
-        ours = body(model, ids) @ weight.t()
+        ours = body(model, ids) @ output.weight.t()
         theirs = model(input_ids=ids, use_cache=False).logits
     model.train(training)
     if not torch.allclose(ours.float(), theirs.float(), rtol=1e-3, atol=1e-3):

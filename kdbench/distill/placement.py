@@ -87,6 +87,11 @@ def load(folder: Path, runtime: models.Runtime, form: Form = PLAIN) -> nn.Module
         model = models.load(folder, runtime)
     else:
         model = models.load(folder, runtime, options=_options(runtime, form))
+        if next(model.parameters()).device.type != runtime.device:
+            raise ConfigError(
+                f"teacher.placement: expected room for the teacher's embeddings on {runtime.device}, beside "
+                f"{form.reserve / 2**30:,.1f} GiB for the student, found none; take a larger device or fewer workers"
+            )
     return model.requires_grad_(False)
 
 

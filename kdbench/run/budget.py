@@ -16,6 +16,7 @@ from kdbench.run.configs import Known
 from kdbench.suite import cost, footprint
 from kdbench.suite.devices import BANDWIDTH_UTILISATION, LAYER_S, RESERVED_BYTES, UTILISATION, Device
 from kdbench.suite.footprint import Size
+from kdbench.suite.materials import Pretrain
 from kdbench.suite.matrix import Cell, cells
 from kdbench.suite.schema import Suite, Train
 from kdbench.suite.serving import reads_cache
@@ -119,9 +120,9 @@ class Budget:
     def _train(self, cell: Cell) -> Train:
         return Train.model_validate(self.suite.train.model_dump() | dict(cell.settings))
 
-    def _rows(self, train: Train) -> int:
-        mine = -(-(train.batch_tokens // self.length) // (train.fsdp or 1))
-        return min(train.micro_batch or mine, mine)
+    def _rows(self, told: Train | Pretrain) -> int:
+        mine = -(-(told.batch_tokens // self.length) // (getattr(told, "fsdp", None) or 1))
+        return min(getattr(told, "micro_batch", None) or mine, mine)
 
     def _cell(self, cell: Cell) -> Spent:
         subject = self.sizes[str(cell.student or cell.teacher)]
@@ -167,13 +168,7 @@ class Budget:
     # --- what is made before the cells --------------------------------------------------------------------------------
 
     def _stages(self) -> list[dict[str, Any]]:
-        found = [
-            self._taught(
-                name, training.tokens, getattr(training, "micro_batch", None) or training.batch_tokens // self.length
-            )
-            for name in self.sizes
-            for training in self.suite.models[name].trainings
-        ]
+        found = [self._taught(name, training) for name in self.sizes for training in self.suite.models[name].trainings]
         chosen = [objective(entry["spec"]) for entry in self.suite.objectives]
         tokens = self.suite.data.tokens or self.suite.train.steps * self.suite.train.batch_tokens
         if self.suite.teacher.signal == "cache" and any(reads_cache(one) for one in chosen):
@@ -182,9 +177,10 @@ class Budget:
         drawn = {key: one for key, one in drawn.items() if one.trajectories.reads_fixed}
         return found + [self._wrote(name, tokens) for name in self.suite.teachers for _ in drawn]
 
-    def _taught(self, name: str, tokens: int, rows: int) -> dict[str, Any]:
-        work = self._compute(self.sizes[name].learning_flop(self.length) * tokens)
-        size = footprint.learning(self.sizes[name], None, rows, self.length, self.vocabulary, self.bf16)
+    def _taught(self, name: str, told: Pretrain) -> dict[str, Any]:
+        work, one = self._compute(self.sizes[name].learning_flop(self.length) * told.tokens), self.sizes[name]
+        rows, together = self._rows(told), getattr(told, "fsdp", None) or 1
+        size = footprint.learning(one, None, rows, self.length, self.vocabulary, self.bf16, processes=together)
         return self._stage("training", name, work) | self._fit(size, rows)
 
     def _cached(self, name: str, tokens: int) -> dict[str, Any]:

@@ -47,7 +47,9 @@ class Job:
     @property
     def processes(self) -> int:
         """How many processes, each with a device of its own, train in it together; 0 where one does it all."""
-        return int(self.inputs.get("train", {}).get("fsdp", 0))
+        return next(
+            (told["fsdp"] for name in ("train", "finetune") if "fsdp" in (told := self.inputs.get(name, {}))), 0
+        )
 
     def message(self) -> dict[str, Any]:
         """What a worker process is told."""

@@ -70,6 +70,7 @@ def _cached_teacher(
     return teacher.CachedTeacher(folder, teacher.LiveTeacher(model, None, vocabulary, precision, dtype))
 
 
+FREE = (_cached_teacher.cache_clear, _frozen_model.cache_clear)  # before other processes need the devices
 VALIDATED_ROWS = 64  # held-out blocks by which an objective may steer itself
 
 
@@ -137,8 +138,10 @@ def make_model(work: Work) -> dict[str, Any]:
         models.check_head(model)
         _save_model(model, _tokenizer(work.find("tokenizers", inputs["tokenizer"]).path / "tokenizer"), folder)
         return {"parameters": sum(p.numel() for p in model.parameters())}
-    tokenizer = _text_tokenizer(work)
+    tokenizer, told = _text_tokenizer(work), work.training
     blocks = _blocks(_text(work).path / "train.safetensors")
+    if "fsdp" in told:
+        ranks.train(work, free=FREE)
     if "base" in inputs:
         model = models.load(model_folder(work.store, inputs["base"]), work.runtime)
         models.head(model, len(tokenizer))
@@ -148,7 +151,7 @@ def make_model(work: Work) -> dict[str, Any]:
         model = models.make(config, inputs["seed"]).to(work.runtime.device)
         models.check_head(model)
     facts: dict[str, Any] = {"parameters": sum(p.numel() for p in model.parameters())}
-    if told := inputs.get("pretrain") or inputs.get("finetune"):
+    if told:
         if "tokens" in inputs:
             blocks = data.distillation_set(blocks, inputs["tokens"])
         history = _learn(work, model, "sft", blocks, None, told, len(tokenizer))
@@ -231,7 +234,7 @@ def make_cell(work: Work) -> dict[str, Any]:
     folder = model_folder(work.store, inputs["teacher" if ceiling else "student"])
     trained = inputs["arm"] == "objective"
     if trained and "fsdp" in inputs["train"]:
-        ranks.train(work, free=(_cached_teacher.cache_clear, _frozen_model.cache_clear))
+        ranks.train(work, free=FREE)
     guided = inputs["arm"] in ("objective", ARM) and "teacher" in inputs
     guide = _teacher_model(work) if guided else None
     if inputs["arm"] == ARM:
@@ -243,10 +246,7 @@ def make_cell(work: Work) -> dict[str, Any]:
     if trained:
         blocks = _distillation_set(_text(work).path / "train.safetensors", inputs["tokens"])
         tuner = lora.adapted(model, inputs["train"], inputs["seed"])
-        if "fsdp" in inputs["train"]:
-            history = checkpoint.take_weights(work.entry.checkpoints, model)
-        else:
-            history = _learn(work, model, inputs["objective"], blocks, guide, inputs["train"], len(tokenizer))
+        history = _learn(work, model, inputs["objective"], blocks, guide, inputs["train"], len(tokenizer))
         if tuner is not None:
             model = lora.merge(tuner)
         model.eval()
@@ -260,14 +260,16 @@ def make_cell(work: Work) -> dict[str, Any]:
 
 
 def train_share(work: Work, group: Alone) -> None:
-    """Train a cell's student together with the other processes of the group, each of which calls this."""
+    """Train a cell's student, or a teacher on its text, with the other processes of the group: each calls this."""
     inputs, vocabulary = work.inputs, len(_text_tokenizer(work))
-    model = models.load(model_folder(work.store, inputs["student"]), work.runtime)
-    lora.adapted(model, inputs["train"], inputs["seed"])
+    told = work.training
+    model = models.load(model_folder(work.store, inputs.get("student") or inputs["base"]), work.runtime)
+    lora.adapted(model, told, inputs.get("seed", 0))
     group.shard(model)
     guide = _teacher_model(work) if "teacher" in inputs else None
-    blocks = _distillation_set(_text(work).path / "train.safetensors", inputs["tokens"])
-    _learn(work, model, inputs["objective"], blocks, guide, inputs["train"], vocabulary, group)
+    path = _text(work).path / "train.safetensors"
+    blocks = _distillation_set(path, inputs["tokens"]) if "tokens" in inputs else _blocks(path)
+    _learn(work, model, inputs.get("objective", "sft"), blocks, guide, told, vocabulary, group)
 
 
 def _teacher_model(work: Work) -> torch.nn.Module:
@@ -317,7 +319,9 @@ def _teacher_text(folder: Path) -> data.Blocks:
 def _learn(
     work: Work, model, spec, blocks, guide, plan: dict[str, Any], vocabulary: int, group: Alone | None = None
 ) -> list[dict[str, Any]]:
-    """Train and write metrics.jsonl. `guide` is the teacher's model, or None."""
+    """Train and write metrics.jsonl. `guide` is the teacher's model, or None. With `fsdp` others have trained."""
+    if "fsdp" in plan and group is None:
+        return checkpoint.take_weights(work.entry.checkpoints, model)
     chosen, group = objective(spec), group or Alone()
     settings = {key: value for key, value in plan.items() if key not in ("seed", "lora", "fsdp")}
     if blocks.positions is not None:

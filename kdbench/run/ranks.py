@@ -1,4 +1,4 @@
-"""Train a cell's student in several processes, one a device, while this one looks on; their result is a checkpoint.
+"""Train a model in several processes, one a device, while this one looks on; their result is a checkpoint.
 
 torch starts the processes and ends them all when one dies. Each makes its own part of the job from the store; the
 first tells what happens and writes the checkpoints, as a process alone does.
@@ -43,7 +43,7 @@ class Told:
 
 
 def train(work: Work, free: Iterable[Callable[[], None]] = ()) -> None:
-    """Let several processes train the student of a cell, unless they have; its last checkpoint holds the result.
+    """Let several processes train the model of a job, unless they have; its last checkpoint holds the result.
 
     Args:
         free: called first: each drops models that are held here, where the processes need the room.
@@ -52,7 +52,7 @@ def train(work: Work, free: Iterable[Callable[[], None]] = ()) -> None:
         ConfigError: there are fewer devices than processes.
         Diverged, Interrupted, OutOfMemory: as of a training in this process.
     """
-    told = work.inputs["train"]
+    told = work.training
     check_devices(told["fsdp"], work.runtime.device)
     if checkpoint.load(work.entry.checkpoints).step == told["steps"]:
         return
@@ -102,8 +102,8 @@ def check_devices(size: int, device: str) -> None:
     present = torch.cuda.device_count() if device == "cuda" else size
     if device not in ("cuda", "cpu") or present < size:
         raise ConfigError(
-            f"train.fsdp: expected {size} CUDA devices, one a process, found {present if device == 'cuda' else device};"
-            " set train.fsdp to what is there, or take it out where the student fits on one device"
+            f"fsdp: expected {size} CUDA devices, one a process, found {present if device == 'cuda' else device};"
+            " set fsdp to what is there, or take it out where the student fits on one device"
         )
 
 

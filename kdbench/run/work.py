@@ -47,6 +47,11 @@ class Work:
         return self.store.entry(kind, key)
 
     @property
+    def training(self) -> dict[str, Any]:
+        """How the job trains a model: a cell's student, or a model of the suite; empty where it trains none."""
+        return next((self.inputs[name] for name in ("train", "pretrain", "finetune") if name in self.inputs), {})
+
+    @property
     def runtime(self) -> models.Runtime:
         """Device, precision, threads."""
         return models.Runtime(self.inputs["device"], self.inputs["precision"], self.inputs["threads"])

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def problems(suite: Suite) -> list[str]:
-    """Return a sentence for everything in `train.fsdp` and `rollouts.engine` that does not fit the suite's rest."""
+    """Return a sentence for everything in `fsdp` and `rollouts.engine` that does not fit the suite's rest."""
     return _together(suite) + _engine(suite)
 
 
@@ -35,17 +35,19 @@ def _engine(suite: Suite) -> list[str]:
 
 
 def _together(suite: Suite) -> list[str]:
-    count, length, tokens = suite.train.fsdp, suite.data.length, suite.train.batch_tokens
-    if count is None:
-        return []
-    found, rows = [], tokens // length
-    if suite.device == "mps":
-        found.append("train.fsdp: expected device: cuda, or cpu to try it; found mps")
-    if suite.teacher.placement != "single":
+    tuned = {f"models.{name}.finetune": one.finetune for name, one in suite.models.items() if one.finetune}
+    found, length = [], suite.data.length
+    for where, training in {"train": suite.train, **tuned}.items():
+        if training.fsdp is None:
+            continue
+        rows = training.batch_tokens // length
+        if suite.device == "mps":
+            found.append(f"{where}.fsdp: expected device: cuda, or cpu to try it; found mps")
+        if rows < 2 * training.fsdp:  # an objective may replace one of two rows by a text of its own
+            found.append(
+                f"{where}.fsdp: expected at least two rows for each of {training.fsdp} processes, found batch_tokens "
+                f"{training.batch_tokens:,} // length {length:,} = {rows} rows"
+            )
+    if suite.train.fsdp and suite.teacher.placement != "single":
         found.append("teacher.placement: auto would spread a teacher of each process of train.fsdp over all devices")
-    if rows < 2 * count:  # an objective may replace one of two rows by a text of its own
-        found.append(
-            f"train.fsdp: expected at least two rows for each of {count} processes, found batch_tokens "
-            f"{tokens:,} // length {length:,} = {rows} rows"
-        )
     return found

@@ -39,8 +39,8 @@ def text() -> Blocks:
     return Blocks(ids, mask)
 
 
-def teacher(blocks: Blocks) -> LiveTeacher:
-    return LiveTeacher(tiny(1, width=24).eval().requires_grad_(False), blocks, VOCABULARY, "float32")
+def teacher(blocks: Blocks, device: str = "cpu") -> LiveTeacher:
+    return LiveTeacher(tiny(1, width=24).to(device).eval().requires_grad_(False), blocks, VOCABULARY, "float32")
 
 
 def gradient(group: Alone, spec: str, family: str, rows: int, micro: int | None):
@@ -68,17 +68,16 @@ def learner_of(group: Alone, model, blocks: Blocks, plan: train.Plan):
     )  # fmt: skip
 
 
-def training(group: Alone, spec: str, folder: Path, adapters: bool = False, **options):
+def training(group: Alone, spec: str, folder: Path, adapters: bool = False, device: str = "cpu", **options):
     """Train eight steps on batches of seven rows; return the history and the trained weights."""
     settings = {"steps": 8, "batch_rows": 7, "lr": 1e-2, "checkpoint_steps": 3} | TRAININGS.get(spec, {})
-    settings |= options.pop("plan", {})
-    blocks, model = text(), tiny(0)
+    blocks, model = text(), tiny(0).to(device)
     if adapters:
         lora.adapt(model, {"r": 4, "alpha": 16, "targets": ["q_proj", "fc1"]}, 3)
     group.shard(model)
     more = {"limits": LIMITS, "held_out": blocks, "teacher_text": Blocks(blocks.ids.flip(0), blocks.mask.flip(0))}
     history = train.train(
-        model, objective(spec), blocks, teacher(blocks), train.Plan(**settings), seed=5, vocabulary=VOCABULARY,
+        model, objective(spec), blocks, teacher(blocks, device), train.Plan(**settings), seed=5, vocabulary=VOCABULARY,
         precision="float32", folder=folder, group=group, **more, **options,
     )  # fmt: skip
     return history, {name: whole(value).detach().clone() for name, value in checkpoint.trained(model)}
@@ -114,4 +113,11 @@ def main(rank: int, size: int, folder: Path) -> None:
     torch.set_num_threads(1)
     group = Ranks(rank, size, torch.device("cpu"), folder / "meeting")
     everything(group, folder)
+    group.leave()
+
+
+def on_gpus(rank: int, size: int, folder: Path) -> None:
+    torch.cuda.set_device(rank)
+    group = Ranks(rank, size, torch.device("cuda", rank), folder / "meeting")
+    keep(folder / f"rank-{rank}", "training atkd", *training(group, "atkd", folder / "c", device="cuda"))
     group.leave()

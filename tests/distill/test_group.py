@@ -101,5 +101,5 @@ def test_a_batch_that_does_not_fit_is_not_cut_where_others_would_wait():
 def test_a_model_that_names_no_layers_is_refused(monkeypatch):
     model = tiny(0)
     monkeypatch.setattr(model, "_no_split_modules", None)
-    with pytest.raises(ConfigError, match=r"train\.fsdp: opt"):
+    with pytest.raises(ConfigError, match=r"fsdp: opt"):
         layers(model)

@@ -16,6 +16,7 @@ from kdbench.files import sha256_file
 from tests.distill.saved import LLAMA, VOCABULARY, made
 
 CPU = models.Runtime("cpu", "float32", 1)
+IDS = torch.arange(2, 14)[None]
 WIDE = {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 4, "intermediate_size": 128}
 
 
@@ -47,7 +48,9 @@ def test_a_teacher_whose_last_layers_and_head_lie_elsewhere_says_the_same(folder
     away = {"model.layers.2": "disk", "model.layers.3": "disk", "model.norm": "disk", "lm_head": "disk"}
     here = {name: "cpu" for name in ("model.embed_tokens", "model.rotary_emb", "model.layers.0", "model.layers.1")}
     model = models.load(folder, CPU, options={"device_map": here | away, "offload_folder": str(tmp_path)})
-    assert model.get_output_embeddings().weight.device.type == "meta"
+    assert model.model.layers[3].mlp.up_proj.weight.device.type == "meta"
+    assert model.get_output_embeddings().weight.device.type == "cpu"  # it was brought here, to be read by chunks
+    assert torch.equal(model(IDS).logits, models.load(folder, CPU)(IDS).logits)
     found, expected = read(model, blocks), read(models.load(folder, CPU), blocks)
     assert torch.equal(found.states.hidden, expected.states.hidden)
     assert torch.equal(found.states.head, expected.states.head)

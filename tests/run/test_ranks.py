@@ -87,6 +87,24 @@ def test_two_processes_make_the_cell_of_one_though_they_were_stopped_and_killed(
     assert not store.entry("cells", job.key).checkpoints.exists()
 
 
+@pytest.mark.slow
+def test_two_processes_fine_tune_the_teacher_that_one_does(suite_path, store):
+    tuned = "models.big={init: {architecture: opt, hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2, "
+    tuned += "ffn_dim: 32, seed: 1}, finetune: {tokens: 1024, lr: 1e-3, batch_tokens: 256%s}}"
+    found = []
+    for more in ("", ", fsdp: 2"):
+        made = planner(suite_path, tuned % more)
+        job = next(job for job in made.jobs.values() if "finetune" in job.inputs)
+        for need in made.jobs.values():
+            if need.id in job.needs or need.kind in ("tokenizers", "texts"):
+                execute(store, need.message(), Hooks())
+        execute(store, job.message(), Hooks())
+        found.append(load_file(store.entry("models", job.key).path / "model" / "model.safetensors"))
+    alone, together = found
+    assert all(torch.allclose(alone[name], together[name], atol=1e-3) for name in alone)
+    assert not all(torch.equal(alone[name], together[name]) for name in alone)
+
+
 @pytest.mark.parametrize("error", [Diverged(3, "loss nan is not finite", 1.5), Interrupted("stopped", 143)])
 def test_an_error_arrives_as_it_was_raised(error):
     found = ranks._rebuilt(ranks._plain(error))
@@ -96,7 +114,7 @@ def test_an_error_arrives_as_it_was_raised(error):
 
 @pytest.mark.skipif(torch.cuda.device_count() >= 8, reason="has eight GPUs")
 def test_more_processes_than_devices_are_refused():
-    with pytest.raises(ConfigError, match=r"train\.fsdp: expected 8 CUDA devices, one a process, found \d"):
+    with pytest.raises(ConfigError, match=r"fsdp: expected 8 CUDA devices, one a process, found \d"):
         ranks.check_devices(8, "cuda")
 
 
