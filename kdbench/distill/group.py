@@ -150,12 +150,12 @@ class Ranks(Alone):
         return found[0]
 
     def in_turn(self, work: Callable[[], T]) -> T:
-        if self.rank:
-            self.dist.barrier()
-            return work()
-        found = work()
-        self.dist.barrier()
-        return found
+        if self.rank == 0:
+            found = work()
+            self.everyone(None)
+            return found
+        self.everyone(None)  # waits for the first
+        return work()
 
 
 class _Root(nn.Module):
