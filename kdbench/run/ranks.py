@@ -64,7 +64,7 @@ def train(work: Work, free: Iterable[Callable[[], None]] = ()) -> None:
 
 
 def _together(work: Work, size: int) -> None:
-    from torch.multiprocessing import ProcessRaisedException, start_processes
+    from torch.multiprocessing import ProcessExitedException, ProcessRaisedException, start_processes
 
     spawn = multiprocessing.get_context("spawn")
     events, stop = spawn.SimpleQueue(), spawn.Value("i", 0)
@@ -78,11 +78,11 @@ def _together(work: Work, size: int) -> None:
                 stop.value = work.hooks.should_stop()
                 ended = started.join(POLL_S)
                 failure = _relay(events, work) or failure
-        except Exception as error:
+        except (ProcessRaisedException, ProcessExitedException) as error:
             failure = _relay(events, work) or failure
             if failure is None:
-                last = str(error).strip().splitlines()[-1:] if isinstance(error, ProcessRaisedException) else [error]
-                raise RuntimeError(f"one of {size} processes that trained together failed: {last[0]}") from error
+                last = str(error).strip().splitlines()[-1]
+                raise RuntimeError(f"one of {size} processes that trained together failed: {last}") from error
         finally:
             for process in started.processes:
                 process.kill()

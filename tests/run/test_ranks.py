@@ -58,6 +58,7 @@ def test_two_processes_make_the_cell_of_one_though_they_were_stopped_and_killed(
     """Stopped after the second step, and one of them killed at the fifth: the third start ends as one process does."""
     job, events = cell_of(planner(suite_path, "train.fsdp=2")), []
     alone = cell_of(planner(suite_path))
+    assert (job.processes, alone.processes) == (2, 0)  # by which Ray reserves GPUs
     assert job.key != alone.key and job.inputs["train"].pop("fsdp") == 2
     assert job.inputs == alone.inputs
     job = cell_of(planner(suite_path, "train.fsdp=2"))
