@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from kdbench import failpoints
+from kdbench.distill.group import like, whole
 from kdbench.errors import StoreError
 from kdbench.files import atomic_write, read_json, sha256_file, write_json
 
@@ -82,13 +83,25 @@ def trained(model: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:
 
 
 def pack(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Return a model's trained parameters and AdamW's moments by name; tied parameters stand once."""
+    """Return a model's trained parameters and AdamW's moments by name; tied parameters stand once.
+
+    Of a model that is cut over processes all of them must ask; each gets the whole tensors.
+    """
     tensors = {}
     for name, parameter in trained(model):
-        tensors[f"model/{name}"] = parameter
+        tensors[f"model/{name}"] = whole(parameter)
         for key, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"optimizer/{key}/{name}"] = value
+            tensors[f"optimizer/{key}/{name}"] = whole(value)
     return tensors
+
+
+@torch.no_grad()
+def take_weights(folder: Path, model: torch.nn.Module) -> list[dict[str, Any]]:
+    """Give a model the weights of its newest checkpoint, which other processes wrote; return the history."""
+    state = load(folder)
+    for name, parameter in trained(model):
+        parameter.copy_(state.tensors[f"model/{name}"])
+    return state.history
 
 
 @torch.no_grad()
@@ -96,7 +109,7 @@ def unpack(tensors: dict[str, Tensor], model: torch.nn.Module, optimizer: torch.
     """Put back what `pack` returned."""
     keys = {name.split("/")[1] for name in tensors if name.startswith("optimizer/")}
     for name, parameter in trained(model):
-        parameter.copy_(tensors[f"model/{name}"])
+        parameter.copy_(like(tensors[f"model/{name}"], parameter))
         for key in keys:
             value = tensors[f"optimizer/{key}/{name}"]
-            optimizer.state[parameter][key] = value if key == "step" else value.to(parameter.device)
+            optimizer.state[parameter][key] = value if key == "step" else like(value, parameter)

@@ -54,6 +54,11 @@ def adapt(model: nn.Module, settings: Mapping[str, Any], seed: int) -> Any:
     return tuner
 
 
+def adapted(model: nn.Module, train: Mapping[str, Any], seed: int) -> Any:
+    """Put adapters into a student if its training settings ask for them; return what can merge them, or None."""
+    return adapt(model, train["lora"], seed) if train.get("lora") else None
+
+
 def merge(tuner: Any) -> nn.Module:
     """Fold the adapters into the weights they adapt; return the plain model, all of it trainable again."""
     model = tuner.merge_and_unload(safe_merge=True)

@@ -42,23 +42,27 @@ class MicroBatch:
         rows: None: the whole batch.
         whole: rows of the global batch.
         halved: whether it was, in this training.
+        processes: that train together; none of them can take smaller steps than the others.
     """
 
     rows: int | None
     whole: int
     halved: bool = False
+    processes: int = 1
 
     @classmethod
-    def resumed(cls, asked: int | None, whole: int, history: Sequence[Mapping[str, Any]]) -> MicroBatch:
+    def resumed(
+        cls, asked: int | None, whole: int, history: Sequence[Mapping[str, Any]], processes: int = 1
+    ) -> MicroBatch:
         """Go on with what fitted before an interruption."""
         found = history[-1].get(RECORDED) if history else None
-        return cls(found or asked, whole, found is not None)
+        return cls(found or asked, whole, found is not None, processes)
 
     def fit(self, compute: Callable[[int | None], T], sizes: Callable[[], str]) -> T:
         """Return `compute(rows)`, with fewer rows each time that memory runs out.
 
         Raises:
-            OutOfMemory: a single row does not fit; `sizes` says what was to fit.
+            OutOfMemory: a single row does not fit, or of several processes one has no room; `sizes` says for what.
         """
         while True:
             try:
@@ -70,6 +74,12 @@ class MicroBatch:
             self._halve(reason, sizes)  # outside `except`: the error holds the tensors of the frames that failed
 
     def _halve(self, reason: str, sizes: Callable[[], str]) -> None:
+        if self.processes > 1:
+            mine = -(-self.whole // self.processes)
+            raise OutOfMemory(
+                f"out of memory: {min(self.rows or mine, mine)} rows at once do not fit into one of {self.processes} "
+                f"processes ({sizes()}; {reason}); set a smaller train.micro_batch, a larger fsdp, or {ADVICE}"
+            )
         rows = min(self.rows or self.whole, self.whole)
         if rows == 1:
             raise OutOfMemory(f"out of memory: a micro-batch of one row does not fit ({sizes()}; {reason}); {ADVICE}")

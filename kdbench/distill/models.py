@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -132,8 +132,13 @@ def folder_fingerprint(folder: Path) -> str:
     )
 
 
-def load(folder: Path, runtime: Runtime, dtype: torch.dtype | None = None) -> nn.Module:
+def load(
+    folder: Path, runtime: Runtime, dtype: torch.dtype | None = None, options: Mapping[str, Any] | None = None
+) -> nn.Module:
     """Load a causal language model from a folder: safetensors only, no remote code, no network.
+
+    Args:
+        options: for `from_pretrained`, where the model is not simply put on the runtime's device.
 
     Raises:
         ConfigError: when the folder is not such a model, or its head cannot be told from its body.
@@ -145,13 +150,37 @@ def load(folder: Path, runtime: Runtime, dtype: torch.dtype | None = None) -> nn
     check_folder(folder)
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype or torch.float32, local_files_only=True, use_safetensors=True, trust_remote_code=False
+            folder,
+            dtype=dtype or torch.float32,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            **(options or {}),
         )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise ConfigError(f"the model in {folder} cannot be loaded: {error}") from None
-    model = model.to(runtime.device).eval()
+    model = model.eval() if options else model.to(runtime.device).eval()
+    if options:
+        _bring_head(model, torch.device(runtime.device))
     check_head(model)
     return model
+
+
+def _bring_head(model: Any, device: torch.device) -> None:
+    """Put the head of a spread model on the device where its hidden states are read, if it lies elsewhere."""
+    import torch
+
+    output = model.get_output_embeddings()
+    if output is None or (output.weight.device.type == device.type and output.weight.device.index in (None, 0)):
+        return
+    from accelerate.hooks import AlignDevicesHook, add_hook_to_module, remove_hook_from_module
+    from accelerate.utils import align_module_device
+
+    with align_module_device(output, device):
+        weight = output.weight.detach().clone()
+    remove_hook_from_module(output)
+    output.weight = torch.nn.Parameter(weight, requires_grad=False)
+    add_hook_to_module(output, AlignDevicesHook(device))  # what comes to it is moved there
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -179,7 +208,7 @@ def body(model: nn.Module, ids: Tensor, precision: str = "float32", positions: T
         packed = {"position_ids": positions.long(), "attention_mask": seen[:, None]}
     enabled = precision == "bfloat16"
     with torch.autocast(ids.device.type, dtype=torch.bfloat16, enabled=enabled):
-        return model.base_model(input_ids=ids, use_cache=False, **packed).last_hidden_state
+        return model.base_model(input_ids=ids, use_cache=False, **packed).last_hidden_state.to(ids.device)
 
 
 def check_packing(model: nn.Module) -> None:

@@ -5,8 +5,9 @@ Everything is a function of (seed, step) and of what `pack` returns, which stand
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -131,6 +132,12 @@ class TextSource:
             blocks = Blocks(tensors["held/ids"], tensors["held/mask"], tensors.get("held/positions"))
             self.held = Text(tensors["held/rows"], blocks, tensors["held/sampled"])
             self.known = {n.removeprefix("known/"): t for n, t in tensors.items() if n.startswith("known/")}
+
+
+def facts(history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what DONE.json says of the writing while training: how many tokens, if any was."""
+    found = [record["rollout/tokens"] for record in history if "rollout/tokens" in record]
+    return {"generated_tokens": int(sum(found))} if found else {}
 
 
 def _join(a: Text, b: Text) -> Text:

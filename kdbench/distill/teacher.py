@@ -89,8 +89,8 @@ def read_states(model: nn.Module, blocks: Blocks, vocabulary: int, precision: st
 
     Statistics are made from the states as they will be stored, so that cached and live teachers agree.
     """
-    device = next(model.parameters()).device
     weight = head(model, vocabulary)
+    device = weight.device  # of a spread model, parameters may lie anywhere
     kept, log_probs, entropies = [], [], []
     for begin in range(0, len(blocks), FORWARD_ROWS):
         ids = blocks.ids[begin : begin + FORWARD_ROWS].long().to(device)

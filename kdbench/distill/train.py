@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from kdbench import failpoints
 from kdbench.api import LossParts, Measured, Objective, Step, Tokens
 from kdbench.distill import checkpoint, memory
 from kdbench.distill.data import Blocks
+from kdbench.distill.engine import Engine
+from kdbench.distill.group import Alone, clip, total
 from kdbench.distill.loss import TeacherStates, fused_loss, fused_probe, step_weights
 from kdbench.distill.models import body, head
 from kdbench.distill.rollout import Limits, Writers, write
@@ -56,6 +59,8 @@ class Batch:
         sampled: `[B]` bool, rows that were written while training.
         noise: a number of this step, from which each token's own follows.
         positions: `[B, T]`, where rows hold several documents.
+        of_all: where several processes train, the tokens of the global batch, of which these rows are a part.
+        first: which of them is the first of these rows.
     """
 
     ids: Tensor
@@ -64,6 +69,8 @@ class Batch:
     sampled: Tensor
     noise: int = 0
     positions: Tensor | None = None
+    of_all: Tokens | None = None
+    first: int = 0
 
     def hidden(self, model: nn.Module, rows: slice, precision: str) -> Tensor:
         """Return a model's final hidden states of some rows' valid tokens, `[n, H]`."""
@@ -71,7 +78,9 @@ class Batch:
         return body(model, self.ids[rows, :-1], precision, places)[self.mask[rows]]
 
     def tokens(self) -> Tokens:
-        """Return what is known of all valid tokens before their loss is made."""
+        """Return what is known of all valid tokens of the global batch before their loss is made."""
+        if self.of_all is not None:
+            return self.of_all
         row = torch.arange(self.mask.shape[0], device=self.mask.device)[:, None].expand(self.mask.shape)[self.mask]
         signal = self.signal
         return Tokens(
@@ -85,8 +94,8 @@ class Batch:
         )
 
     def cut(self, rows: int | None) -> Iterator[tuple[slice, slice]]:
-        """Yield micro-batches of so many rows (None: all at once): the rows, and their valid tokens."""
-        size, start = rows or self.ids.shape[0], 0
+        """Yield micro-batches of so many rows (None: all at once): the rows, and their tokens among those of all."""
+        size, start = rows or self.ids.shape[0], self.first
         for begin in range(0, self.ids.shape[0], size):
             some = slice(begin, begin + size)
             end = start + int(self.mask[some].sum())
@@ -97,8 +106,8 @@ class Batch:
         """Return the teacher's side of some valid tokens."""
         if self.signal is None:
             return None
-        states = self.signal.states
-        return TeacherStates(states.hidden[window], states.head)
+        states, mine = self.signal.states, slice(window.start - self.first, window.stop - self.first)
+        return TeacherStates(states.hidden[mine], states.head)
 
 
 def learning_rate(plan: Plan, step: int) -> float:
@@ -125,9 +134,11 @@ def train(
     folder: Path,
     limits: Limits | None = None,
     teacher_text: Blocks | None = None,
+    engine: Engine | None = None,
     held_out: Blocks | None = None,
     on_step: Callable[[dict[str, Any]], None] = lambda record: None,
     should_stop: Callable[[], int] = lambda: 0,
+    group: Alone | None = None,
 ) -> list[dict[str, Any]]:
     """Train `model` in place and return the history, a record a step.
 
@@ -136,36 +147,44 @@ def train(
         vocabulary: the tokenizer's size; both heads are cut to it.
         folder: for checkpoints; training goes on from the newest whole one.
         limits, teacher_text: for objectives that learn from other text than `blocks`.
+        engine: writes the student's text; default: transformers' own loop.
         held_out: for objectives that adapt to the loss on text that is not trained on.
         should_stop: asked after each step; a non-zero exit code saves and raises Interrupted.
+        group: the processes that train it together, each calling this; default: this one alone.
 
     Raises:
         Diverged: when loss or gradient is not finite; the step is not applied.
         Interrupted: after saving.
         OutOfMemory: a single row does not fit.
     """
+    group = group or Alone()
     learning = [parameter for _, parameter in checkpoint.trained(model)]
     optimizer = torch.optim.AdamW(learning, lr=plan.lr, betas=plan.betas, weight_decay=plan.weight_decay)
-    state = checkpoint.load(folder)
+    state = group.in_turn(lambda: checkpoint.load(folder))
     source = TextSource(blocks, seed, plan.batch_rows, teacher_text, limits)
     if limits is not None:
         writers = Writers(model, None if teacher is None else teacher.model, precision)
-        source.write = lambda sampling, given, drawn: write(sampling, writers, given, limits, drawn)
+        source.write = lambda sampling, given, drawn: group.first(  # together they write what one of them would
+            group.inside(lambda: write(sampling, writers, given, limits, drawn))
+        )
+    if limits is not None and engine is not None:
+        source.write = lambda sampling, given, drawn: engine.write(sampling, given, limits, drawn)
     if state.step:
         checkpoint.unpack(state.tensors, model, optimizer)
         source.unpack(state.tensors)
     model.train(plan.dropout)
-    micro = memory.MicroBatch.resumed(plan.micro_batch, plan.batch_rows, state.history)
-    learner = _Learner(model, optimizer, source, teacher, plan, seed, vocabulary, precision, held_out, micro)
+    micro = memory.MicroBatch.resumed(plan.micro_batch, plan.batch_rows, state.history, group.size)
+    learner = _Learner(model, optimizer, source, teacher, plan, seed, vocabulary, precision, held_out, micro, group)
     for index in range(state.step, plan.steps):
         record, state.kept = learner.step(objective, Step(index, plan.steps, state.kept), state.history)
         state.history.append(record)
         on_step(record)
         failpoints.hit("step")
-        code = should_stop()
+        code = group.first(should_stop())
         if code or (index + 1) % plan.checkpoint_steps == 0 or index + 1 == plan.steps:
             state.step, state.tensors = index + 1, checkpoint.pack(model, optimizer) | source.pack()
-            checkpoint.save(folder, state)
+            if group.rank == 0:
+                checkpoint.save(folder, state)
         if code:
             raise Interrupted(f"stopped after step {index + 1}; saved", code)
     model.eval()
@@ -186,6 +205,7 @@ class _Learner:
     precision: str
     held_out: Blocks | None
     micro: memory.MicroBatch
+    group: Alone
 
     def step(self, objective: Objective, at: Step, history: list[dict[str, Any]]) -> tuple[dict[str, Any], dict]:
         """Take one optimiser step; return its record, and what the objective keeps for the next."""
@@ -199,7 +219,7 @@ class _Learner:
             batch = self.batch(text, now, at.index)
         found = self.micro.fit(lambda rows: self._gradient(now, batch, at.index, rows), lambda: self._sizes(batch))
         with part("optimiser"):
-            norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), plan.clip))
+            norm = clip(self.model, plan.clip)
         if not (math.isfinite(found.total) and math.isfinite(norm)):
             what = f"loss {found.total}" if not math.isfinite(found.total) else f"gradient norm {norm}"
             raise Diverged(at.index, f"{what} is not finite", history[-1]["loss"] if history else None)
@@ -217,11 +237,13 @@ class _Learner:
         """Leave the batch's gradient in the parameters; may be called again with fewer rows."""
         plan = self.plan
         self.optimizer.zero_grad(set_to_none=True)
-        with _stream(plan.dropout, self.seed, index):
+        with _stream(plan.dropout, self.seed, index, self.group.rank):
             with part("probe"):
                 tokens = self._known(now, batch, rows)
             with memory.checkpointed(self.model, plan.gradient_checkpointing, plan.dropout):
-                return backward(self.model, now, batch, tokens, rows, self.vocabulary, self.precision, plan.compile)
+                return backward(
+                    self.model, now, batch, tokens, rows, self.vocabulary, self.precision, self.group, plan.compile
+                )
 
     def _sizes(self, batch: Batch) -> str:
         return memory.sizes(self.model, *batch.ids.shape, self.vocabulary)
@@ -229,20 +251,24 @@ class _Learner:
     def batch(self, text: Text, objective: Objective, index: int) -> Batch:
         """Ask the teacher about a step's text: the cache where it knows the rows, else the model, once."""
         device = next(self.model.parameters()).device
-        signal = None
-        if objective.reads_teacher:
-            assert self.teacher is not None
-            known = len(text.rows)
-            parts = [self.teacher.signal(text.rows)] if known else []
-            if known and objective.trajectories.rollout is None and index + 1 < self.plan.steps:
-                self.teacher.expect(self.source.corpus_rows(index + 1))
-            if known < len(text.blocks):
-                parts.append(self.teacher.read(text.blocks.select(torch.arange(known, len(text.blocks)))))
-            signal = joined(parts)
+        signal = self._signal(text, objective, index) if objective.reads_teacher else None
         ids, mask = text.blocks.ids.long().to(device), text.blocks.mask[:, 1:].to(device)
         places = None if text.blocks.positions is None else text.blocks.positions.to(device)
         noise = derive(self.seed, "noise", index) >> 24
-        return Batch(ids, mask, signal, text.sampled.to(device), noise, places)
+        return self.group.part(Batch(ids, mask, signal, text.sampled.to(device), noise, places))
+
+    def _signal(self, text: Text, objective: Objective, index: int) -> Signal:
+        """Return the teacher's signal of the rows that this process reads."""
+        assert self.teacher is not None
+        known, mine = len(text.rows), self.group.rows(len(text.blocks))
+        cached = text.rows[mine.start : min(mine.stop, known)]
+        parts = [self.teacher.signal(cached)] if len(cached) else []
+        if known and objective.trajectories.rollout is None and index + 1 < self.plan.steps:
+            coming = self.source.corpus_rows(index + 1)
+            self.teacher.expect(coming[self.group.rows(len(coming))])
+        if known < mine.stop:
+            parts.append(self.teacher.read(text.blocks.select(torch.arange(max(known, mine.start), mine.stop))))
+        return joined(parts)
 
     @torch.no_grad()
     def _known(self, objective: Objective, batch: Batch, micro_batch: int | None) -> Tokens:
@@ -251,29 +277,36 @@ class _Learner:
         if not objective.probes or not len(tokens):
             return tokens
         if not self.source.known:
-            found: dict[str, list[Tensor]] = {}
-            weight = head(self.model, self.vocabulary)
-            for rows, window in batch.cut(micro_batch):
-                hidden = batch.hidden(self.model, rows, self.precision)
-                probed = fused_probe(objective, hidden, weight, batch.states(window), tokens.part(window))
-                for name, values in probed.items():  # nothing where these rows hold no valid token
-                    found.setdefault(name, []).append(values)
-            self.source.known = {name: torch.cat(values) for name, values in found.items()}
+            probed = self.group.inside(lambda: self._probed(objective, batch, tokens, micro_batch))
+            self.source.known = self.group.joined(probed)
         return tokens.knowing(self.source.known)
 
+    def _probed(self, objective: Objective, batch: Batch, tokens: Tokens, micro_batch: int | None) -> dict[str, Tensor]:
+        found: dict[str, list[Tensor]] = {}
+        weight = head(self.model, self.vocabulary)
+        for rows, window in batch.cut(micro_batch):
+            hidden = batch.hidden(self.model, rows, self.precision)
+            probed = fused_probe(objective, hidden, weight, batch.states(window), tokens.part(window))
+            for name, values in probed.items():  # nothing where these rows hold no valid token
+                found.setdefault(name, []).append(values)
+        return {name: torch.cat(values) for name, values in found.items()}
+
     def _validate(self) -> float:
-        if self.held_out is None:
+        held_out = self.held_out
+        if held_out is None:
             raise ConfigError("this objective adapts to the loss on held-out text; expected such text, found none")
         training = self.model.training
         self.model.eval()
-        found = read_states(self.model, self.held_out, self.vocabulary, self.precision, torch.float32)
+        found = self.group.inside(
+            lambda: read_states(self.model, held_out, self.vocabulary, self.precision, torch.float32)
+        )
         self.model.train(training)
-        return -float(found.log_prob_target.double().mean())
+        return self.group.first(-float(found.log_prob_target.double().mean()))
 
 
-def _stream(dropout: bool, seed: int, step: int) -> AbstractContextManager[None]:
-    """Dropout draws from the global RNG; give it a stream of its own for each step."""
-    return fenced(derive(seed, "dropout", step), "step") if dropout else nullcontext()
+def _stream(dropout: bool, seed: int, step: int, rank: int) -> AbstractContextManager[None]:
+    """Dropout draws from the global RNG; give it a stream of its own for each step and process."""
+    return fenced(derive(seed, "dropout", step), f"step/{rank}" if rank else "step") if dropout else nullcontext()
 
 
 @dataclass
@@ -287,7 +320,15 @@ class Sums:
     def add(self, parts: LossParts) -> None:
         """Add a micro-batch's."""
         self.total += float(parts.total.detach())
-        for mine, theirs in ((self.terms, parts.terms), (self.watched, parts.watched)):
+        self._add(parts.terms, parts.watched)
+
+    def join(self, other: Sums) -> None:
+        """Add another process'."""
+        self.total += other.total
+        self._add(other.terms, other.watched)
+
+    def _add(self, terms: Mapping[str, Any], watched: Mapping[str, Any]) -> None:
+        for mine, theirs in ((self.terms, terms), (self.watched, watched)):
             for name, value in theirs.items():
                 mine[name] = mine.get(name, 0.0) + float(value)
 
@@ -300,24 +341,31 @@ def backward(
     micro_batch: int | None,
     vocabulary: int,
     precision: str,
+    group: Alone | None = None,
     compiled: bool = False,
 ) -> Sums:
     """Accumulate the gradient of one global batch, `micro_batch` rows at a time.
 
-    Weights are made once, over the whole batch, so the split changes nothing but the order of additions.
+    Weights are made once, over the whole batch, so the split changes nothing but the order of additions; neither do
+    several processes, whose gradients add up. The sums are of all of them.
     """
-    sums = Sums()
+    sums, group = Sums(), group or Alone()
     if not len(tokens):
         return sums
     weights = step_weights(objective, tokens)
-    for rows, window in batch.cut(micro_batch):
+
+    def forward(rows: slice, window: slice) -> tuple[Tensor, LossParts]:
         with part("student forward"):
             hidden = batch.hidden(model, rows, precision)
         target, states = weights.tokens.target[window], batch.states(window)
         with part("loss with heads"):
             weight = head(model, vocabulary)
             parts = fused_loss(objective, hidden, weight, states, target, weights, window.start, compiled=compiled)
+        return parts.total, parts
+
+    for rows, window in batch.cut(micro_batch):
+        loss, parts = group.inside(partial(forward, rows, window))
         with part("student backward"):
-            parts.total.backward()
+            (loss * group.size if group.size > 1 else loss).backward()  # FSDP averages over processes
         sums.add(parts)
-    return sums
+    return total(group.everyone(sums))

@@ -16,6 +16,7 @@ from kdbench.run.configs import Known
 from kdbench.suite import cost, footprint
 from kdbench.suite.devices import BANDWIDTH_UTILISATION, LAYER_S, RESERVED_BYTES, UTILISATION, Device
 from kdbench.suite.footprint import Size
+from kdbench.suite.materials import Pretrain
 from kdbench.suite.matrix import Cell, cells
 from kdbench.suite.schema import Suite, Train
 from kdbench.suite.serving import reads_cache
@@ -48,7 +49,7 @@ class Budget:
     """The arithmetic for one suite on one device."""
 
     def __init__(self, suite: Suite, base: Path, device: Device):
-        self.suite, self.device = suite, device
+        self.suite, self.device, self.told = suite, device, suite.teacher
         known = Known(suite, base)
         self.vocabulary = known.vocabulary
         self.sizes = {name: size_of(config) for name, config in known.configs().items()}
@@ -95,23 +96,34 @@ class Budget:
         }  # fmt: skip
         trained = [cell for cell in some if cell.spec is not None]
         if student is None or not trained:
-            alone = 4 * self.sizes[str(student or teacher)].parameters
-            return row | self._fit(footprint.Footprint(alone, 0, 0, 0, 0), 1)
-        rows = self._rows(self._train(trained[0]))
+            return row | (self._alone(4 * self.sizes[student].parameters) if student else self._taught_by(teacher))
+        train = self._train(trained[0])
+        rows, together = self._rows(train), train.fsdp or 1
         guide = self.sizes[teacher] if teacher else None
-        size = footprint.learning(self.sizes[student], guide, rows, self.length, self.vocabulary, self.bf16)
+        size = footprint.learning(
+            self.sizes[student], guide, rows, self.length, self.vocabulary, self.bf16, self.told.quantize, together
+        )
         return row | self._fit(size, rows)
+
+    def _alone(self, size: int) -> dict[str, Any]:
+        return self._fit(footprint.Footprint(size, 0, 0, 0, 0), 1)
+
+    def _taught_by(self, name: str | None) -> dict[str, Any]:
+        """Return the memory of a teacher with no student beside it."""
+        size = footprint.frozen(self.sizes[str(name)], self.vocabulary, self.told.quantize)
+        return self._fit(footprint.Footprint(0, 0, 0, size, 0), 1)
 
     def _fit(self, size: footprint.Footprint, rows: int) -> dict[str, Any]:
         parts = {name: int(getattr(size, name)) for name in size.__dataclass_fields__}
-        possible = footprint.rows_that_fit(size, rows, self.device.usable)
+        possible = footprint.rows_that_fit(size, rows, self.device.usable, self.told.placement == "auto")
         return {"bytes": size.total, "parts": parts, "micro_batch": rows, "micro_batch_that_fits": possible}
 
     def _train(self, cell: Cell) -> Train:
         return Train.model_validate(self.suite.train.model_dump() | dict(cell.settings))
 
-    def _rows(self, train: Train) -> int:
-        return train.micro_batch or train.batch_tokens // self.length
+    def _rows(self, told: Train | Pretrain) -> int:
+        mine = -(-(told.batch_tokens // self.length) // (getattr(told, "fsdp", None) or 1))
+        return min(getattr(told, "micro_batch", None) or mine, mine)
 
     def _cell(self, cell: Cell) -> Spent:
         subject = self.sizes[str(cell.student or cell.teacher)]
@@ -157,13 +169,7 @@ class Budget:
     # --- what is made before the cells --------------------------------------------------------------------------------
 
     def _stages(self) -> list[dict[str, Any]]:
-        found = [
-            self._taught(
-                name, training.tokens, getattr(training, "micro_batch", None) or training.batch_tokens // self.length
-            )
-            for name in self.sizes
-            for training in self.suite.models[name].trainings
-        ]
+        found = [self._taught(name, training) for name in self.sizes for training in self.suite.models[name].trainings]
         chosen = [objective(entry["spec"]) for entry in self.suite.objectives]
         tokens = self.suite.data.tokens or self.suite.train.steps * self.suite.train.batch_tokens
         if self.suite.teacher.signal == "cache" and any(reads_cache(one) for one in chosen):
@@ -172,9 +178,10 @@ class Budget:
         drawn = {key: one for key, one in drawn.items() if one.trajectories.reads_fixed}
         return found + [self._wrote(name, tokens) for name in self.suite.teachers for _ in drawn]
 
-    def _taught(self, name: str, tokens: int, rows: int) -> dict[str, Any]:
-        work = self._compute(self.sizes[name].learning_flop(self.length) * tokens)
-        size = footprint.learning(self.sizes[name], None, rows, self.length, self.vocabulary, self.bf16)
+    def _taught(self, name: str, told: Pretrain) -> dict[str, Any]:
+        work, one = self._compute(self.sizes[name].learning_flop(self.length) * told.tokens), self.sizes[name]
+        rows, together = self._rows(told), getattr(told, "fsdp", None) or 1
+        size = footprint.learning(one, None, rows, self.length, self.vocabulary, self.bf16, processes=together)
         return self._stage("training", name, work) | self._fit(size, rows)
 
     def _cached(self, name: str, tokens: int) -> dict[str, Any]:
@@ -184,17 +191,13 @@ class Budget:
         dtype = auto if told.dtype == "auto" else told.dtype
         priced = cost.caching(size.parameters, tokens, size.hidden, dtype, told.layout, kept)
         row = self._stage("cache", name, self._compute(size.forward_flop(self.length) * tokens))
-        return (
-            row
-            | {"cache_bytes": priced.cache_bytes}
-            | self._fit(footprint.Footprint(4 * size.parameters, 0, 0, 0, 0), 1)
-        )
+        return row | {"cache_bytes": priced.cache_bytes} | self._taught_by(name)
 
     def _wrote(self, name: str, tokens: int) -> dict[str, Any]:
         size, train = self.sizes[name], self.suite.train
         batches = tokens / (train.batch_tokens // self.length * self.length)
         row = self._stage("text", name, self._writing([size], train, batches))
-        return row | self._fit(footprint.Footprint(4 * size.parameters, 0, 0, 0, 0), 1)
+        return row | self._taught_by(name)
 
     def _stage(self, what: str, name: str, work: Spent) -> dict[str, Any]:
         return {"stage": what, "model": name, "gpu_hours": work.seconds / 3600, "flop": work.flop, "cache_bytes": 0}

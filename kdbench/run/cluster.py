@@ -215,7 +215,7 @@ class RayPool(Agenda):
     def _submit(self) -> None:
         self.drop_blocked()
         while not self.stop_code and len(self.running) < self.limit and (job := self.next_ready()):
-            gpus = self.placement.gpus if job.kind in MODEL_KINDS else 0.0
+            gpus = self.placement.gpus and max(self.placement.gpus, job.processes) if job.kind in MODEL_KINDS else 0.0
             task = self.task.options(num_gpus=gpus, name=job.title)
             self.running[task.remote(self.settings, job.message(), self.board)] = job
 

@@ -44,6 +44,13 @@ class Job:
         """kind/key."""
         return f"{self.kind}/{self.key}"
 
+    @property
+    def processes(self) -> int:
+        """How many processes, each with a device of its own, train in it together; 0 where one does it all."""
+        return next(
+            (told["fsdp"] for name in ("train", "finetune") if "fsdp" in (told := self.inputs.get(name, {}))), 0
+        )
+
     def message(self) -> dict[str, Any]:
         """What a worker process is told."""
         known = {"kind": self.kind, "key": self.key, "title": self.title, "inputs": self.inputs}

@@ -16,7 +16,7 @@ from typing import Any
 
 import kdbench
 from kdbench.api import Sampling
-from kdbench.distill import layouts, lora, models, rollout, warm
+from kdbench.distill import engine, layouts, lora, models, placement, rollout, warm
 from kdbench.distill.data import Document, start_id
 from kdbench.errors import ConfigError
 from kdbench.evaluate import harness, tasks
@@ -53,7 +53,7 @@ def training(settings: Train | Pretrain, length: int) -> dict[str, Any]:
     if isinstance(settings, Pretrain):
         del fields["seed"], fields["text"]
         fields["steps"] = max(1, fields.pop("tokens") // (batch_rows * length))
-    for name in ("compile", "gradient_checkpointing", "lora"):  # where they are not used, keys know nothing of them
+    for name in ("compile", "gradient_checkpointing", "lora", "fsdp"):  # in no key where they are not used
         if not fields.get(name):
             fields.pop(name, None)
     return fields | {"batch_rows": batch_rows}
@@ -271,9 +271,21 @@ class Planner:
             if told.k >= self.vocabulary:
                 raise ConfigError(f"teacher.k: expected fewer than the {self.vocabulary:,} classes, found {told.k:,}")
             inputs |= {"layout": told.layout, "k": told.k, "source": _source(layouts)}
+        context = {"teacher": teacher} | self._placement
         return self._add(
-            Job("teacher_cache", f"teacher cache {teacher}", inputs, (model.id, text.id), {"teacher": teacher})
+            Job("teacher_cache", f"teacher cache {teacher}", inputs | self._quantize, (model.id, text.id), context)
         )
+
+    @property
+    def _placement(self) -> dict[str, str]:
+        """Return where teachers are put, if not on one device: it changes no number, so keys know nothing of it."""
+        return {} if self.suite.teacher.placement == "single" else {"placement": self.suite.teacher.placement}
+
+    @cached_property
+    def _quantize(self) -> dict[str, Any]:
+        """Return what keys say of teachers in few bits; nothing where they are whole."""
+        bits = self.suite.teacher.quantize
+        return {} if bits is None else {"quantize": placement.quantizer(bits, self.runtime.device)}
 
     def _rollouts(self) -> dict[str, int]:
         """Return what bounds the text that models write, without defaults left open."""
@@ -290,10 +302,11 @@ class Planner:
             "rollouts": self._rollouts(),
             "decoding": asdict(decoding),
             "source": _source(rollout),
-        } | self.environment
+        } | self.environment | self._quantize  # fmt: skip
+        context = {"teacher": teacher} | self._placement
         title = f"text by {teacher}"
         cost = 2.0 * self._rough_parameters(teacher) * self.distillation_tokens()
-        return self._add(Job("teacher_texts", title, inputs, (model.id, text.id), {"teacher": teacher}, cost=cost))
+        return self._add(Job("teacher_texts", title, inputs, (model.id, text.id), context, cost=cost))
 
     def _learning(self, cell: Cell, inputs: dict[str, Any]) -> list[Job]:
         """Add what decides the training of a cell; return the jobs that it needs."""
@@ -306,6 +319,9 @@ class Planner:
         needs, wanted = [], chosen.trajectories
         if wanted.rollout is not None or wanted.fixed == "teacher":
             inputs |= {"rollouts": self._rollouts(), "rollout_source": _source(rollout)}
+        if wanted.rollout is not None and suite.rollouts.engine == "vllm":
+            told = {"name": "vllm", "version": engine.installed(self.runtime.device), "source": _source(engine)}
+            inputs["engine"] = told
         if wanted.fixed == "teacher" and wanted.reads_fixed:
             needs.append(self._teacher_text(str(cell.teacher), wanted.decoding))
             inputs["teacher_text"] = needs[-1].key
@@ -323,7 +339,8 @@ class Planner:
     def _external(self, cell: Cell, inputs: dict[str, Any], needs: list[Job]) -> Job:
         """Return the examination of a student trained elsewhere; its key knows the weights, neither names nor seed."""
         inputs |= {"arm": ARM, "seed": None}
-        context = {"labels": {"arm": cell.arm, "student": cell.student, "teacher": cell.teacher}} | self._task_folders
+        labels = {"arm": cell.arm, "student": cell.student, "teacher": cell.teacher}
+        context = {"labels": labels} | self._task_folders | self._placement
         folder = (self.base / str(cell.folder)).resolve()
         if not folder.is_dir():
             return self._add(Job("cells", cell.title, inputs | {ABSENT: str(cell.folder)}, (), context, cell))
@@ -334,7 +351,7 @@ class Planner:
         title = f"student {cell.folder}"
         student = self._add(Job("models", title, weights, (self._text().id,), {"path": str(folder)}))
         roles = {"student": student} | ({"teacher": self.model(cell.teacher, cell.seed)} if cell.teacher else {})
-        inputs |= {role: job.key for role, job in roles.items()}
+        inputs |= {role: job.key for role, job in roles.items()} | (self._quantize if cell.teacher else {})
         needed = tuple(job.id for job in (*needs, *roles.values()))
         return self._add(Job("cells", cell.title, inputs, needed, context, cell))
 
@@ -363,12 +380,16 @@ class Planner:
                 job = self.model(name, cell.seed)
                 needs.append(job)
                 inputs[role] = job.key
+        if cell.teacher is not None:
+            inputs |= self._quantize
         if cell.spec is not None:
             needs += self._learning(cell, inputs)
         context = {
             "labels": {"arm": cell.arm, "student": cell.student, "teacher": cell.teacher},
             "keep": not cell.trial,
-        } | self._task_folders
+        } | self._task_folders | self._placement  # fmt: skip
+        if "engine" in inputs:
+            context["engine_memory"] = suite.rollouts.engine_memory
         if after:
             inputs[AFTER] = sorted({key for job in after for key in job.inputs.get(AFTER, [job.key])})
         job = Job("cells", cell.title, inputs, tuple(job.id for job in (*needs, *after)), context, cell)

@@ -18,7 +18,9 @@ from kdbench import failpoints
 from kdbench.api import Sampling
 from kdbench.distill import (
     accuracy,
+    checkpoint,
     data,
+    engine,
     gguf,
     instructions,
     jumps,
@@ -26,15 +28,17 @@ from kdbench.distill import (
     lora,
     memory,
     models,
+    placement,
     rollout,
+    source,
     teacher,
     train,
 )
-from kdbench.errors import Interrupted
+from kdbench.distill.group import Alone
 from kdbench.evaluate import harness, intrinsic, judged_tasks, tasks, token_scores
 from kdbench.files import atomic_write, read_json, write_json
 from kdbench.registry import objective
-from kdbench.run import elsewhere, external, material, origins
+from kdbench.run import elsewhere, external, material, origins, ranks
 from kdbench.run.store import INPUTS, Entry, Store
 from kdbench.run.watchdog import beating
 from kdbench.run.work import Work
@@ -59,19 +63,17 @@ def _distillation_set(path: Path, tokens: int) -> data.Blocks:
     return data.distillation_set(_blocks(path), tokens)
 
 
-@lru_cache(maxsize=1)
-def _frozen_model(folder: Path, runtime: models.Runtime) -> torch.nn.Module:
-    return models.load(folder, runtime).requires_grad_(False)
+_frozen_model = lru_cache(maxsize=1)(placement.load)
 
 
 @lru_cache(maxsize=1)
 def _cached_teacher(
-    folder: Path, model_folder: Path, runtime: models.Runtime, vocabulary: int, dtype: torch.dtype
+    folder: Path, model: torch.nn.Module, precision: str, vocabulary: int, dtype: torch.dtype
 ) -> teacher.CachedTeacher:
-    model = _frozen_model(model_folder, runtime)
-    return teacher.CachedTeacher(folder, teacher.LiveTeacher(model, None, vocabulary, runtime.precision, dtype))
+    return teacher.CachedTeacher(folder, teacher.LiveTeacher(model, None, vocabulary, precision, dtype))
 
 
+FREE = (_cached_teacher.cache_clear, _frozen_model.cache_clear)  # before other processes need the devices
 VALIDATED_ROWS = 64  # held-out blocks by which an objective may steer itself
 
 
@@ -143,8 +145,10 @@ def make_model(work: Work) -> dict[str, Any]:
         models.check_head(model)
         _save_model(model, _tokenizer(work.find("tokenizers", inputs["tokenizer"]).path / "tokenizer"), folder)
         return {"parameters": sum(p.numel() for p in model.parameters())}
-    tokenizer = _text_tokenizer(work)
+    tokenizer, told = _text_tokenizer(work), work.training
     blocks = _blocks(_text(work).path / "train.safetensors")
+    if "fsdp" in told:
+        ranks.train(work, free=FREE)
     if "base" in inputs:
         model = models.load(model_folder(work.store, inputs["base"]), work.runtime)
         models.head(model, len(tokenizer))
@@ -154,7 +158,7 @@ def make_model(work: Work) -> dict[str, Any]:
         model = models.make(config, inputs["seed"]).to(work.runtime.device)
         models.check_head(model)
     facts: dict[str, Any] = {"parameters": sum(p.numel() for p in model.parameters())}
-    if told := inputs.get("pretrain") or inputs.get("finetune"):
+    if told:
         if "tokens" in inputs:
             blocks = data.distillation_set(blocks, inputs["tokens"])
         history = _learn(work, model, "sft", blocks, None, told, len(tokenizer))
@@ -187,7 +191,7 @@ def make_cache(work: Work) -> dict[str, Any]:
     """Store the teacher's signal over the distillation set, and measure what its layout loses."""
     vocabulary = len(_text_tokenizer(work))
     blocks = _distillation_set(_text(work).path / "train.safetensors", work.inputs["tokens"])
-    model = _frozen_model(model_folder(work.store, work.inputs["teacher"]), work.runtime)
+    model = _teacher_model(work)
     layout = _layout(work.inputs)
 
     def read(part: data.Blocks, dtype: torch.dtype = layout.read_dtype) -> teacher.Signal:
@@ -198,9 +202,10 @@ def make_cache(work: Work) -> dict[str, Any]:
         return states.hidden, states.head
 
     with beating(model, work.hooks):
-        teacher.write_cache(work.entry.path, blocks, read, _on_shard(work), layout)
+        teacher.write_cache(work.entry.path, blocks, read, work.hooks.shard, layout)
         effect = accuracy.measure(layout, blocks, exact)
-    teacher.record(work.entry.path, effect=effect)
+    told = {"quantize": work.inputs["quantize"]} if "quantize" in work.inputs else {}
+    teacher.record(work.entry.path, effect=effect, **told)
     hidden_size = int(model.get_output_embeddings().weight.shape[1])
     unsure = teacher.uncertainty(work.entry.path)
     return {"rows": len(blocks), "hidden_size": hidden_size, "effect": effect, "uncertainty": unsure}
@@ -215,7 +220,7 @@ def make_teacher_text(work: Work) -> dict[str, Any]:
     """Let the teacher write after the prompts of the distillation set, a shard at a time."""
     vocabulary = len(_text_tokenizer(work))
     blocks = _distillation_set(_text(work).path / "train.safetensors", work.inputs["tokens"])
-    model = _frozen_model(model_folder(work.store, work.inputs["teacher"]), work.runtime)
+    model = _teacher_model(work)
     writers = rollout.Writers(model, model, work.runtime.precision)
     limits, sampling = _limits(work, vocabulary), Sampling(**work.inputs["decoding"])
 
@@ -225,54 +230,62 @@ def make_teacher_text(work: Work) -> dict[str, Any]:
         return {"ids": text.ids, "mask": text.mask}
 
     with beating(model, work.hooks):
-        teacher.write_shards(work.entry.path, blocks, make, _on_shard(work))
+        teacher.write_shards(work.entry.path, blocks, make, work.hooks.shard)
     text = _teacher_text(work.entry.path)
     return {"rows": len(text), "generated_tokens": int(text.mask.sum())}
-
-
-def _on_shard(work: Work) -> Callable[[int, int], None]:
-    def on_shard(done: int, count: int) -> None:
-        work.hooks.emit({"event": "progress", "done": done, "total": count})
-        if code := work.hooks.should_stop():
-            raise Interrupted(f"stopped after shard {done}", code)
-
-    return on_shard
 
 
 def make_cell(work: Work) -> dict[str, Any]:
     """Train one student, if its arm is an objective, and examine it; floor and ceiling are examined as they are."""
     inputs = work.inputs
     tokenizer = _text_tokenizer(work)
-    subject = inputs["teacher"] if inputs["arm"] == "ceiling" else inputs["student"]
-    folder = model_folder(work.store, subject)
+    ceiling = inputs["arm"] == "ceiling"
+    folder = model_folder(work.store, inputs["teacher" if ceiling else "student"])
+    trained = inputs["arm"] == "objective"
+    if trained and "fsdp" in inputs["train"]:
+        ranks.train(work, free=FREE)
     guided = inputs["arm"] in ("objective", ARM) and "teacher" in inputs
-    guide = _teacher_model(work, inputs["teacher"]) if guided else None
+    guide = _teacher_model(work) if guided else None
     if inputs["arm"] == ARM:
         external.check_tokenizer(folder, tokenizer)
     with work.clock.part("load_s"):
-        model = models.load(folder, work.runtime)
+        model = _teacher_model(work) if ceiling else models.load(folder, work.runtime)
         models.head(model, len(tokenizer))
     facts: dict[str, Any] = {}
-    if inputs["arm"] == "objective":
-        train_path = _text(work).path / "train.safetensors"
-        blocks = _distillation_set(train_path, inputs["tokens"])
-        settings = dict(inputs["train"])
-        adapters = settings.pop("lora", None)
-        tuner = lora.adapt(model, adapters, inputs["seed"]) if adapters else None
-        history = _learn(work, model, inputs["objective"], blocks, guide, settings, len(tokenizer))
+    if trained:
+        blocks = _distillation_set(_text(work).path / "train.safetensors", inputs["tokens"])
+        tuner = lora.adapted(model, inputs["train"], inputs["seed"])
+        history = _learn(work, model, inputs["objective"], blocks, guide, inputs["train"], len(tokenizer))
         if tuner is not None:
             model = lora.merge(tuner)
         model.eval()
         if work.context.get("keep", True):  # of a trial only the scores are wanted
             _save_model(model, tokenizer, work.entry.path / "model")
-        facts = {"final_loss": history[-1]["loss"], "tokens": _tokens(blocks, inputs["train"])}
-        facts |= _written(history) | memory.facts(history) | jumps.facts(history)
+        read = inputs["train"]["steps"] * inputs["train"]["batch_rows"] * blocks.length
+        facts = {"final_loss": history[-1]["loss"], "tokens": read}
+        facts |= source.facts(history) | memory.facts(history) | jumps.facts(history)
     _examine(work, model, tokenizer, guide)
     return facts
 
 
-def _teacher_model(work: Work, key: str) -> torch.nn.Module:
-    return _frozen_model(model_folder(work.store, key), work.runtime)
+def train_share(work: Work, group: Alone) -> None:
+    """Train a cell's student, or a teacher on its text, with the other processes of the group: each calls this."""
+    inputs, vocabulary = work.inputs, len(_text_tokenizer(work))
+    told = work.training
+    model = models.load(model_folder(work.store, inputs.get("student") or inputs["base"]), work.runtime)
+    lora.adapted(model, told, inputs.get("seed", 0))
+    group.shard(model)
+    guide = _teacher_model(work) if "teacher" in inputs else None
+    path = _text(work).path / "train.safetensors"
+    blocks = _distillation_set(path, inputs["tokens"]) if "tokens" in inputs else _blocks(path)
+    _learn(work, model, inputs.get("objective", "sft"), blocks, guide, told, vocabulary, group)
+
+
+def _teacher_model(work: Work) -> torch.nn.Module:
+    """Return the job's teacher, with room left for the student that learns from it."""
+    student = work.inputs.get("student")
+    form = placement.form(work.inputs, work.context, model_folder(work.store, student) if student else None)
+    return _frozen_model(model_folder(work.store, work.inputs["teacher"]), work.runtime, form)
 
 
 def _teacher(work: Work, model: torch.nn.Module, blocks: data.Blocks, vocabulary: int) -> teacher.Teacher:
@@ -280,7 +293,7 @@ def _teacher(work: Work, model: torch.nn.Module, blocks: data.Blocks, vocabulary
     if inputs["signal"] == "cache":
         cache = work.find("teacher_cache", inputs["cache"])
         dtype = _layout(read_json(cache.path / INPUTS)).read_dtype
-        return _cached_teacher(cache.path, model_folder(work.store, inputs["teacher"]), work.runtime, vocabulary, dtype)
+        return _cached_teacher(cache.path, model, work.runtime.precision, vocabulary, dtype)
     return teacher.LiveTeacher(model, blocks, vocabulary, work.runtime.precision)
 
 
@@ -292,11 +305,14 @@ def _limits(work: Work, vocabulary: int) -> rollout.Limits:
     return rollout.Limits(given["prompt_tokens"], given["new_tokens"], length, vocabulary=vocabulary, **ids)
 
 
-def _other_text(work: Work, vocabulary: int) -> dict[str, Any]:
-    """Return what an objective learns from beside the corpus: bounds of generation, the teacher's and held-out text."""
+def _other_text(work: Work, model: torch.nn.Module, vocabulary: int) -> dict[str, Any]:
+    """Return what an objective learns from beside the corpus: how text is written, the teacher's and held-out text."""
     if "rollouts" not in work.inputs:
         return {}
     found: dict[str, Any] = {"limits": _limits(work, vocabulary)}
+    if "engine" in work.inputs:
+        folder, share = model_folder(work.store, work.inputs["student"]), work.context["engine_memory"]
+        found["engine"] = engine.start(model, folder, work.runtime.precision, found["limits"].length, share)
     found["held_out"] = data.first_blocks(_blocks(_text(work).path / "dev.safetensors"), VALIDATED_ROWS)
     if "teacher_text" in work.inputs:
         found["teacher_text"] = _teacher_text(work.find("teacher_texts", work.inputs["teacher_text"]).path)
@@ -309,10 +325,14 @@ def _teacher_text(folder: Path) -> data.Blocks:
     return data.Blocks(torch.cat([part.ids for part in parts]), torch.cat([part.mask for part in parts]))
 
 
-def _learn(work: Work, model, spec, blocks, guide, plan: dict[str, Any], vocabulary: int) -> list[dict[str, Any]]:
-    """Train and write metrics.jsonl. `guide` is the teacher's model, or None."""
-    chosen = objective(spec)
-    settings = {key: value for key, value in plan.items() if key != "seed"}
+def _learn(
+    work: Work, model, spec, blocks, guide, plan: dict[str, Any], vocabulary: int, group: Alone | None = None
+) -> list[dict[str, Any]]:
+    """Train and write metrics.jsonl. `guide` is the teacher's model, or None. With `fsdp` others have trained."""
+    if "fsdp" in plan and group is None:
+        return checkpoint.take_weights(work.entry.checkpoints, model)
+    chosen, group = objective(spec), group or Alone()
+    settings = {key: value for key, value in plan.items() if key not in ("seed", "lora", "fsdp")}
     if blocks.positions is not None:
         models.check_packing(model)
     work.hooks.stage("training")
@@ -332,23 +352,15 @@ def _learn(work: Work, model, spec, blocks, guide, plan: dict[str, Any], vocabul
             vocabulary=vocabulary,
             precision=work.runtime.precision,
             folder=work.entry.checkpoints,
-            **_other_text(work, vocabulary),
+            **_other_text(work, model, vocabulary),
             on_step=on_step,
             should_stop=work.hooks.should_stop,
+            group=group,
         )
-    lines = "".join(json.dumps(record, allow_nan=False) + "\n" for record in history)
-    atomic_write(work.entry.path / "metrics.jsonl", lines)
+    if group.rank == 0:
+        lines = "".join(json.dumps(record, allow_nan=False) + "\n" for record in history)
+        atomic_write(work.entry.path / "metrics.jsonl", lines)
     return history
-
-
-def _tokens(blocks: data.Blocks, plan: dict[str, Any]) -> int:
-    return plan["steps"] * plan["batch_rows"] * blocks.length
-
-
-def _written(history: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return how many tokens were generated while training, if any was."""
-    found = [record["rollout/tokens"] for record in history if "rollout/tokens" in record]
-    return {"generated_tokens": int(sum(found))} if found else {}
 
 
 def _save_model(model: torch.nn.Module, tokenizer: Any, folder: Path) -> None:

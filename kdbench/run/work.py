@@ -24,6 +24,12 @@ class Hooks:
         if code := self.should_stop():
             raise Interrupted(f"stopped before: {name}", code)
 
+    def shard(self, done: int, count: int) -> None:
+        """Say how many shards are made; stop here if asked to."""
+        self.emit({"event": "progress", "done": done, "total": count})
+        if code := self.should_stop():
+            raise Interrupted(f"stopped after shard {done}", code)
+
 
 @dataclass(frozen=True)
 class Work:
@@ -39,6 +45,11 @@ class Work:
     def find(self, kind: str, key: str) -> Entry:
         """Return another entry, such as the text this job reads."""
         return self.store.entry(kind, key)
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """How the job trains a model: a cell's student, or a model of the suite; empty where it trains none."""
+        return next((self.inputs[name] for name in ("train", "pretrain", "finetune") if name in self.inputs), {})
 
     @property
     def runtime(self) -> models.Runtime:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from kdbench.suite import cost
 
+WEIGHT_BYTES = {"8bit": 1.0, "4bit": 0.5 + 4 / 64}  # bitsandbytes: int8; NF4, with an fp32 scale for every 64 weights
+
 
 @dataclass(frozen=True)
 class Size:
@@ -41,10 +43,11 @@ class Footprint:
     """Peak bytes of a worker that trains one student, by what takes them.
 
     Attributes:
-        states: weights, gradients and AdamW's two moments, all in fp32.
+        states: weights, gradients and AdamW's two moments, all in fp32; of several processes, one's part, with what it
+            puts together while it computes: the embeddings, the head, and a layer.
         casts: bf16 copies of the weights that autocast keeps for the backward pass.
         activations: kept for the backward pass of one micro-batch: an estimate.
-        teacher: the whole teacher in fp32: the examination measures the distance to it, on whatever signal one learns.
+        teacher: the whole teacher: the examination measures the distance to it, on whatever signal one learns.
         loss: a chunk of it, and the gradient of the output head.
     """
 
@@ -60,20 +63,48 @@ class Footprint:
         return self.states + self.casts + self.activations + self.teacher + self.loss
 
 
-def learning(student: Size, teacher: Size | None, rows: int, length: int, vocabulary: int, bf16: bool) -> Footprint:
-    """Return what training takes with micro-batches of `rows`, without gradient checkpointing."""
+def frozen(model: Size, vocabulary: int, bits: str | None = None) -> int:
+    """Return the bytes of a model that does not learn, in fp32; with `bits`, only embeddings and head are."""
+    few = 0 if bits is None else model.multiplied - vocabulary * model.hidden
+    return 4 * (model.parameters - few) + (round(WEIGHT_BYTES[bits] * few) if bits else 0)
+
+
+def learning(
+    student: Size,
+    teacher: Size | None,
+    rows: int,
+    length: int,
+    vocabulary: int,
+    bf16: bool,
+    bits: str | None = None,
+    processes: int = 1,
+) -> Footprint:
+    """Return what training takes with micro-batches of `rows`, without gradient checkpointing.
+
+    Args:
+        bits: of the teacher: `8bit`, `4bit`, or None.
+        processes: that train together; the numbers are of one of them.
+    """
+    states = 16 * student.parameters
+    if processes > 1:
+        outside = student.parameters - student.multiplied + vocabulary * student.hidden
+        states = states // processes + 8 * (outside + (student.parameters - outside) // student.layers)
     return Footprint(
-        states=16 * student.parameters,
+        states=states,
         casts=2 * student.parameters if bf16 else 0,
         activations=(2 if bf16 else 4) * cost.KEPT * rows * length * student.layers * student.width,
-        teacher=4 * teacher.parameters if teacher else 0,
+        teacher=frozen(teacher, vocabulary, bits) if teacher else 0,
         loss=cost.CHUNK_BYTES + 4 * vocabulary * student.hidden,
     )
 
 
-def rows_that_fit(size: Footprint, rows: int, usable: float) -> int:
-    """Return the largest micro-batch, in halvings of `rows`, that fits; 0 where not even a single row does."""
-    fixed, a_row = size.total - size.activations, size.activations / rows
+def rows_that_fit(size: Footprint, rows: int, usable: float, spread: bool = False) -> int:
+    """Return the largest micro-batch, in halvings of `rows`, that fits; 0 where not even a single row does.
+
+    Args:
+        spread: the teacher takes only what room is left, and lies elsewhere with the rest.
+    """
+    fixed, a_row = size.total - size.activations - (size.teacher if spread else 0), size.activations / rows
     while rows and fixed + a_row * rows > usable:
         rows //= 2
     return rows

@@ -147,6 +147,7 @@ class Finetune(Pretrain):
     """Training of a model on the suite's data before it teaches or learns; made once, for all cells."""
 
     micro_batch: int | None = Field(None, gt=0, description="rows in one forward pass; default: the whole batch")
+    fsdp: int | None = Field(None, ge=2, le=64, description="processes that train it together; as `train.fsdp`")
 
 
 def _start(value: Any) -> str:

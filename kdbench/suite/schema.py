@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from kdbench.errors import ConfigError, did_you_mean
-from kdbench.suite import claims, examination, external, tuning
+from kdbench.suite import claims, examination, external, parallel, tuning
 from kdbench.suite.claims import Claim
 from kdbench.suite.examination import WithLmEval
 from kdbench.suite.external import Arm
@@ -35,6 +35,13 @@ class TeacherSignal(Part):
         "likeliest classes, or `k` draws, which serve the forms that keep no more (`support:` of an objective)",
     )
     k: int = Field(64, ge=1, le=4096, description="classes, or draws, that a sparse layout stores")
+    placement: Literal["single", "auto"] = Field(
+        "single", description="auto: over all GPUs, then the machine's memory, where one device does not hold it"
+    )
+    quantize: Literal["8bit", "4bit"] | None = Field(
+        None,
+        description="hold the teacher in fewer bits: another teacher, by bitsandbytes (needs the extra `quantize`)",
+    )
     max_gb: float | None = Field(None, gt=0, description="refuse to run if the suite's caches take more (1e9 bytes)")
 
     @model_validator(mode="after")
@@ -54,6 +61,12 @@ class Rollouts(Part):
         "many; default: half a row",
     )
     new_tokens: int | None = Field(None, gt=0, description="at most so many are written; default: to the block's end")
+    engine: Literal["transformers", "vllm"] = Field(
+        "transformers", description="what writes while training; vllm: faster, on a GPU (needs the extra `vllm`)"
+    )
+    engine_memory: float = Field(
+        0.3, gt=0, lt=1, description="share of the GPU's memory that vllm takes, beside the training"
+    )
 
 
 class Lora(Part):
@@ -88,6 +101,13 @@ class Train(Part):
         False, description="keep no activations inside layers but compute them again: less memory, a third more time"
     )
     lora: Lora | None = Field(None, description="train adapters in place of the weights (needs the extra `lora`)")
+    fsdp: int | None = Field(
+        None,
+        ge=2,
+        le=64,
+        description="processes, each with a GPU of its own, that hold a part of the student's weights, gradients and "
+        "moments and read a part of every batch (FSDP); for students that are not trained on one GPU",
+    )
 
 
 class Examine(WithLmEval):
@@ -217,7 +237,7 @@ class Suite(Part):
             problems.append(f"batch_tokens: expected at least one block of data.length = {self.data.length} tokens")
         if (self.rollouts.prompt_tokens or 1) >= self.data.length:
             problems.append(f"rollouts.prompt_tokens: expected less than data.length = {self.data.length}")
-        problems += self._rollout_problems()
+        problems += self._rollout_problems() + parallel.problems(self)
         if problems:
             raise ValueError("; ".join(problems))
         return self

@@ -84,5 +84,4 @@ ROWS = {
     "I5": "no GPU, or another",
     "I6": "a closed pipe",
 }
-NOT_RUN = {
-}
+NOT_RUN: dict[str, str] = {}

@@ -155,6 +155,26 @@ def test_a_larger_device_takes_what_a_smaller_one_cannot():
     assert state("H200") == {"opt-350m-tuned": 8, "opt-1.3b-tuned": 8, "opt-2.7b-tuned": 8, "opt-6.7b-tuned": 4}
 
 
+def test_processes_that_train_together_and_teachers_in_few_bits_fit_where_one_does_not():
+    few = ("students=[opt-125m]", "teachers=[opt-6.7b-tuned]", "skip=[]", "objectives=[kl]", "claims=[]",
+           "compare={baseline: floor, tasks: [swap]}")  # fmt: skip
+
+    def rows(device, *changes):
+        found = priced("opt_scaling", device, *few, *changes)
+        training = next(
+            one for one in found["stages"] if one["model"] == "opt-6.7b-tuned" and one["stage"] == "training"
+        )
+        return training, next(one for one in found["pairs"] if one["student"] and one["teacher"])
+
+    (alone, cell), (together, _) = rows("H100"), rows("H100", "models.opt-6.7b-tuned.finetune.fsdp=4")
+    assert alone["micro_batch_that_fits"] == 0 < together["micro_batch_that_fits"]
+    assert alone["parts"]["states"] / 4 < together["parts"]["states"] < alone["parts"]["states"] / 3
+    assert rows("4090")[1]["micro_batch_that_fits"] == 0
+    small = rows("4090", "teacher.quantize=4bit")[1]
+    assert small["micro_batch_that_fits"] > 0 and small["parts"]["teacher"] < cell["parts"]["teacher"] / 5
+    assert rows("4090", "teacher.placement=auto")[1]["micro_batch_that_fits"] > 0
+
+
 def test_text_that_is_written_costs_more_than_its_operations():
     cheap, dear = (
         priced("opt_scaling", "H100", "students=[opt-125m]", "teachers=[opt-350m-tuned]", "skip=[]", "claims=[]",
