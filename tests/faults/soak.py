@@ -59,6 +59,7 @@ WARM_S, LEAST_S = 45.0, 30.0  # until everything is imported; the shortest life 
 MIB_A_MINUTE, HANDLES_A_MINUTE = 4.0, 1.0  # a leak of 64 KiB a cell, or of one pipe a killed worker, is more
 GONE_S = 20.0  # in which a worker must notice that its parent is dead, even while it imports torch
 MARK = "kdbench.run.worker"
+ENDS = (0, 3)  # done, or some cell's worker was killed three times, after which the next run makes it
 
 
 @dataclass
@@ -216,6 +217,8 @@ def disturb(suite: Path, results: Path, workers: int, kill_every_s: float, rng: 
             time.sleep(0.5)
         if run.wait() >= 0:  # else it was killed
             soaked.exit_codes.append(run.returncode)
+            if run.returncode not in ENDS:
+                raise RuntimeError(results.with_suffix(".log").read_text(encoding="utf-8")[-4000:])
             _, alive = psutil.wait_procs(workers_of(results), timeout=GONE_S)
             soaked.left_over += [" ".join(process.cmdline()) for process in alive]
 

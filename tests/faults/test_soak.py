@@ -5,9 +5,29 @@ python -m pytest tests/faults/test_soak.py -m slow
 
 from __future__ import annotations
 
+import random
+import shutil
+import signal
+import subprocess
+import sys
+
 import pytest
 
-from tests.faults.soak import ARMS, Life, Soaked, soak, write_suite
+from kdbench.files import read_json, sha256_file, write_json
+from kdbench.run.store import FORMAT, Store
+from kdbench.run.workers import Worker
+from tests.faults.soak import (
+    ARMS,
+    PARENT_SHARE,
+    Life,
+    Soaked,
+    compare,
+    kill_something,
+    soak,
+    workers_of,
+    write_suite,
+)
+from tests.fixtures import unpack
 
 
 def life(seconds: int, mib_a_minute: float = 0.0, handles_a_minute: float = 0.0) -> Life:
@@ -45,6 +65,65 @@ def test_the_suite_of_a_soak_has_the_cells_that_were_asked_for(tmp_path):
 
     suite = loader.validate(Suite, loader.parse(write_suite(tmp_path, 300)))
     assert len(list(matrix.cells(suite))) == 300 + 1 and ARMS * len(suite.seeds) == 300
+
+
+@pytest.fixture
+def twice(tmp_path):
+    """Two stores with the same entries."""
+    return unpack(FORMAT, tmp_path / "a"), unpack(FORMAT, tmp_path / "b")
+
+
+def test_equal_stores_are_equal_down_to_each_file(twice):
+    found = Soaked(0)
+    compare(found, *twice)
+    assert found.different == [] and found.cells == 7 and found.files > found.entries > found.cells
+
+
+def test_another_byte_and_a_missing_entry_are_named(twice):
+    one, other = twice
+    path = next(one.glob("cells/*/samples.parquet"))
+    path.write_bytes(path.read_bytes() + b"x")
+    done = read_json(path.parent / "DONE.json")
+    done["files"]["samples.parquet"] = {"sha256": sha256_file(path), "bytes": path.stat().st_size}
+    write_json(path.parent / "DONE.json", done)
+    gone = next(one.glob("tasks/[!.]*"))
+    shutil.rmtree(gone)
+    found = Soaked(0)
+    compare(found, one, other)
+    assert f"cells/{path.parent.name}/samples.parquet" in found.different
+    assert {name.split("/")[0] for name in found.different} == {"cells", "tasks"}
+
+
+def test_a_kill_hits_a_worker_of_this_store_and_no_other(tmp_path):
+    workers = [Worker(0, Store(tmp_path / name), 1, ()) for name in ("mine", "other")]
+    try:
+        (victim,) = workers_of(tmp_path / "mine")
+        assert victim.pid == workers[0].process.pid
+        found = Soaked(1)
+        kill_something(None, tmp_path / "mine", random.Random(1), found)  # its first number is above PARENT_SHARE
+        assert workers[0].process.wait(10) == -signal.SIGKILL and found.workers_killed == 1
+        assert workers[1].process.poll() is None and workers_of(tmp_path / "mine") == []
+    finally:
+        for worker in workers:
+            worker.end(kill=True)
+
+
+def test_a_run_that_is_killed_is_waited_for_and_its_workers_must_go(tmp_path):
+    code = (
+        "import sys, time\nfrom pathlib import Path\nfrom kdbench.run.store import Store\n"
+        "from kdbench.run.workers import Worker\nWorker(0, Store(Path(sys.argv[1])), 1, ())\n"
+        "print('started', flush=True)\ntime.sleep(100)"
+    )
+    run = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert run.stdout.readline() == "started\n" and len(workers_of(tmp_path)) == 1
+    found, rng = Soaked(1), random.Random(0)
+    while rng.random() >= PARENT_SHARE / 2:
+        state = rng.getstate()
+    rng.setstate(state)
+    kill_something(run, tmp_path, rng, found)
+    assert run.returncode == -signal.SIGKILL and found.parents_killed == 1
+    assert found.left_over == [] and workers_of(tmp_path) == []
+    run.stdout.close()
 
 
 @pytest.mark.slow

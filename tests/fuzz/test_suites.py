@@ -51,7 +51,7 @@ def test_a_suite_with_bytes_put_in_or_cut_out_is_read_or_refused(tmp_path, text,
     is_read_or_refused(path)
 
 
-@fuzzed(3, 150, data=st.sampled_from([one for one in DATA if one["name"] == "quickstart"]).flatmap(mutated))
+@fuzzed(2, 150, data=st.sampled_from([one for one in DATA if one["name"] == "quickstart"]).flatmap(mutated))
 @pytest.mark.fault("H1", "mutated suites, planned from the command line (Hypothesis)")
 def test_a_mutated_suite_is_planned_or_refused_and_nothing_is_written(tmp_path, data):
     path = tmp_path / "fuzz.yaml"
