@@ -21,7 +21,7 @@ from kdbench.suite.matrix import place
 from kdbench.suite.schema import Suite
 from tests.conftest import SUITE, call, kdbench
 from tests.run.conftest import products
-from tests.run.test_run import Program
+from tests.run.test_run_killed import Program
 
 SMALL = ("--set", "objectives=[sft, kl]", "--set", "seeds=[0]", "--set", "compare={baseline: sft, tasks: [swap]}")
 TUNED = (*SMALL, "--set", "tune={lr: [1e-3, 1e-2, 3e-2], seeds: [1000], items: 30}")
