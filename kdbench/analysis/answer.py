@@ -111,7 +111,7 @@ def missing(results: SuiteResults) -> list[str]:
     made, own = results.plan["environment"]["protocol"], kdbench.PROTOCOL
     if plans.major_minor(made) != plans.major_minor(own):
         notes.append(
-            f"these are results of protocol {made}; those that this kdbench makes, of {own}, compare with others"
+            f"these results are of protocol {made}: not comparable with those of {own}, which this kdbench makes"
         )
     if results.plan["overrides"]:
         notes.append("run with " + ", ".join(f"--set {one}" for one in results.plan["overrides"]))

@@ -115,7 +115,7 @@ def test_a_plan_of_a_later_format_or_protocol_is_refused(change, word, results):
 def test_results_of_an_earlier_protocol_are_shown_with_a_note(results, monkeypatch):
     monkeypatch.setattr(kdbench, "PROTOCOL", "1.1")
     found = json.loads(call("compare", "--json", "--results-dir", results).stdout)
-    assert found["table"] and any("these are results of protocol 1.0" in note for note in found["notes"])
+    assert found["table"] and any("these results are of protocol 1.0" in note for note in found["notes"])
     monkeypatch.setattr(kdbench, "PROTOCOL", "1.0.7")
     found = json.loads(call("compare", "--json", "--results-dir", results).stdout)
     assert not any("protocol" in note for note in found["notes"]), "a third number changes no result"
