@@ -18,6 +18,11 @@ from tests.conftest import call
 SUITES = sorted((Path(__file__).parents[1] / "suites").glob("*.yaml"))
 
 
+def measured(path: Path):
+    """A plan tries every objective for a moment, and one suite has fifty."""
+    return pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * (path.stem == "atkd_ablation"))
+
+
 @pytest.fixture(autouse=True)
 def _no_hub(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -27,7 +32,7 @@ def suite(path: Path) -> Suite:
     return loader.validate(Suite, loader.parse(path))
 
 
-@pytest.mark.parametrize("path", SUITES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [measured(path) for path in SUITES])
 def test_every_suite_can_be_planned_as_it_is(path, tmp_path):
     found = call("plan", path, "--results-dir", tmp_path, "--json")
     assert found.exit_code == 0, found.output

@@ -40,7 +40,10 @@ def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
 
-@pytest.mark.parametrize("name", CUTS)
+SLOW = {"atkd_ablation": pytest.mark.slow}  # a hundred cells
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=SLOW.get(name, ())) for name in CUTS])
 def test_a_miniature_of_every_suite_ends_in_a_verdict(name, tmp_path, corpus_folder, monkeypatch):
     in_this_process(monkeypatch)
     if name != "quickstart":

@@ -83,7 +83,7 @@ def postgres(folder: Path):
         settings = f"-h 127.0.0.1 -p {port} -k {place} -F"
         do("pg_ctl", "-D", place / "data", "-o", settings, "-l", place / "log", "-w", "start")
         try:
-            yield f"postgresql://kdbench@127.0.0.1:{port}/postgres"
+            yield f"postgresql+psycopg2://kdbench@127.0.0.1:{port}/postgres"
         finally:
             do("pg_ctl", "-D", place / "data", "-m", "immediate", "stop")
     finally:
