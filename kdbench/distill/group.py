@@ -193,7 +193,8 @@ def like(value: Tensor, other: Tensor) -> Tensor:
         return value.to(other.device)
     from torch.distributed.tensor import distribute_tensor
 
-    return distribute_tensor(value.to(other.device), other.device_mesh, other.placements, src_data_rank=None)
+    cut = distribute_tensor(value.to(other.device), other.device_mesh, other.placements, src_data_rank=None)
+    return cut.clone()  # a view of the whole would keep all of it in memory
 
 
 def clip(model: nn.Module, most: float) -> float:

@@ -71,7 +71,7 @@ def test_two_processes_make_the_cell_of_one_though_they_were_stopped_and_killed(
     assert saved and not multiprocessing.active_children()
 
     monkeypatch.setenv("KDBENCH_FAILPOINT", "step:2:kill")
-    with pytest.raises(RuntimeError, match=r"one of 2 processes that trained together failed: .*SIGKILL"):
+    with pytest.raises(RuntimeError, match=r"one of 2 processes that trained together failed: "):
         execute(store, job.message(), Hooks(events.append))
     assert not multiprocessing.active_children()
     monkeypatch.delenv("KDBENCH_FAILPOINT")
