@@ -107,7 +107,8 @@ def take_weights(folder: Path, model: torch.nn.Module) -> list[dict[str, Any]]:
 @torch.no_grad()
 def unpack(tensors: dict[str, Tensor], model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Put back what `pack` returned."""
-    keys = {name.split("/")[1] for name in tensors if name.startswith("optimizer/")}
+    # In one order everywhere: processes that train together gather them again in the order in which they are put back.
+    keys = sorted({name.split("/")[1] for name in tensors if name.startswith("optimizer/")})
     for name, parameter in trained(model):
         parameter.copy_(like(tensors[f"model/{name}"], parameter))
         for key in keys:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import json
-import os
-import shutil
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import pandas
 import torch
 
 from kdbench import failpoints
@@ -35,10 +31,10 @@ from kdbench.distill import (
     train,
 )
 from kdbench.distill.group import Alone
-from kdbench.evaluate import harness, intrinsic, judged_tasks, tasks, token_scores
-from kdbench.files import atomic_write, read_json, write_json
+from kdbench.evaluate import tasks
+from kdbench.files import atomic_write, read_json
 from kdbench.registry import objective
-from kdbench.run import elsewhere, external, material, origins, ranks
+from kdbench.run import exams, external, material, origins, ranks
 from kdbench.run.store import INPUTS, Entry, Store
 from kdbench.run.watchdog import beating
 from kdbench.run.work import Work
@@ -129,13 +125,13 @@ def make_model(work: Work) -> dict[str, Any]:
     """Make a model's weights, or take them over; either way an ordinary Hugging Face folder results."""
     folder, inputs = work.entry.path / "model", work.inputs
     if "path" in work.context:
-        _take_over(Path(work.context["path"]), folder)
+        origins.take_over(Path(work.context["path"]), folder)
         return {}
     if "hub" in inputs:
         work.hooks.stage(f"fetching {inputs['hub']['id']}")
         source = origins.downloaded(work.context, folder)
         if source != folder:
-            _take_over(source, folder)
+            origins.take_over(source, folder)
         return {}
     if "from" in inputs or "gguf" in inputs:
         if "gguf" in inputs:
@@ -165,26 +161,6 @@ def make_model(work: Work) -> dict[str, Any]:
         facts |= {"final_loss": history[-1]["loss"]} | memory.facts(history) | jumps.facts(history)
     _save_model(model, tokenizer, folder)
     return facts
-
-
-def _take_over(source: Path, folder: Path) -> None:
-    models.check_folder(source)
-    shutil.copytree(source, folder, dirs_exist_ok=True, ignore=_not_the_model, copy_function=_link_or_copy)
-
-
-def _not_the_model(folder: str, names: list[str]) -> set[str]:
-    """Name what is left behind: pickles, code, and folders, such as a trainer's checkpoints."""
-    pickles = shutil.ignore_patterns("*.bin", "*.pt", "*.pth", "*.py")(folder, names)
-    return pickles | {name for name in names if (Path(folder) / name).is_dir()}
-
-
-def _link_or_copy(source: str, target: str) -> None:
-    """Take over a file without doubling gigabytes where the disk allows it; sha256 sums guard it either way."""
-    Path(target).unlink(missing_ok=True)
-    try:
-        os.link(Path(source).resolve(), target)  # the Hub's cache holds links to blobs
-    except OSError:
-        shutil.copy2(source, target)
 
 
 def make_cache(work: Work) -> dict[str, Any]:
@@ -264,7 +240,8 @@ def make_cell(work: Work) -> dict[str, Any]:
         read = inputs["train"]["steps"] * inputs["train"]["batch_rows"] * blocks.length
         facts = {"final_loss": history[-1]["loss"], "tokens": read}
         facts |= source.facts(history) | memory.facts(history) | jumps.facts(history)
-    _examine(work, model, tokenizer, guide)
+    held_out = _blocks(_text(work).path / f"{inputs['examine'].get('split', 'test')}.safetensors")
+    exams.examine(work, model, tokenizer, guide, held_out)
     return facts
 
 
@@ -367,38 +344,6 @@ def _save_model(model: torch.nn.Module, tokenizer: Any, folder: Path) -> None:
     failpoints.hit("weights")
     model.eval().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-
-
-def _examine(work: Work, model: torch.nn.Module, tokenizer: Any, guide: torch.nn.Module | None) -> None:
-    """Write results.json (aggregates), samples.parquet (a score an item) and tokens.parquet (a row a token)."""
-    settings = work.inputs["examine"]
-    folder = work.find("tasks", work.inputs["tasks"]).path
-    paths = {name: folder / f"{name}.jsonl" for name in settings["tasks"]}
-    work.hooks.stage("examining")
-    failpoints.hit("examine")
-    with work.clock.part("examine_s"), beating(model, work.hooks):
-        metrics, items, judged = {}, [], []
-        if paths:
-            found = harness.examine(model, tokenizer, paths, batch_size=settings["batch_size"])
-            metrics, items = found.metrics, found.items
-        if asked := elsewhere.of_work(work):
-            more, judged = judged_tasks.examine(model, tokenizer, asked, batch_size=settings["batch_size"])
-            metrics, items = metrics | more.metrics, items + more.items
-        held_out = _blocks(_text(work).path / f"{settings.get('split', 'test')}.safetensors")
-        own = intrinsic.examine(
-            model, guide, held_out, settings["intrinsic_tokens"], len(tokenizer), work.runtime.precision
-        )
-    _write_rows(work.entry.path / "samples.parquet", items)
-    if judged:
-        _write_rows(work.entry.path / judged_tasks.FILE, judged)
-    atomic_write(work.entry.path / token_scores.FILE, token_scores.to_parquet(own.tokens))
-    write_json(work.entry.path / "results.json", dict(sorted({**metrics, **own.metrics}.items())))
-
-
-def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    buffer = io.BytesIO()
-    pandas.DataFrame(rows).to_parquet(buffer, index=False)
-    atomic_write(path, buffer.getvalue())
 
 
 MAKERS: dict[str, Callable[[Work], dict[str, Any] | None]] = {

@@ -5,6 +5,8 @@ Planning needs no weights: a model of the Hub is known by repository and commit,
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -159,3 +161,28 @@ def dequantised(context: Mapping[str, Any], expected: str) -> Any:
 def shorten(source: Path, layers: list[int]) -> Any:
     """Return a model made of a saved one's layers."""
     return warm.keep_layers(models.load(source, models.Runtime("cpu", "float32", 1)), layers)
+
+
+def take_over(source: Path, folder: Path) -> None:
+    """Copy or link a model's folder, without what could run code.
+
+    Raises:
+        ConfigError: it is not a folder that kdbench reads.
+    """
+    models.check_folder(source)
+    shutil.copytree(source, folder, dirs_exist_ok=True, ignore=_not_the_model, copy_function=_link_or_copy)
+
+
+def _not_the_model(folder: str, names: list[str]) -> set[str]:
+    """Name what is left behind: pickles, code, and folders, such as a trainer's checkpoints."""
+    pickles = shutil.ignore_patterns("*.bin", "*.pt", "*.pth", "*.py")(folder, names)
+    return pickles | {name for name in names if (Path(folder) / name).is_dir()}
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    """Take over a file without doubling gigabytes where the disk allows it; sha256 sums guard it either way."""
+    Path(target).unlink(missing_ok=True)
+    try:
+        os.link(Path(source).resolve(), target)  # the Hub's cache holds links to blobs
+    except OSError:
+        shutil.copy2(source, target)

@@ -18,7 +18,15 @@ from kdbench.run.worker import serve
 class Here(Agenda):
     """Stands where `workers.Pool` does; a job is done by the very function that a worker process calls."""
 
-    def __init__(self, store: Store, count: int, threads: int, folders: Sequence[Path], listeners: Sequence[Listener]):
+    def __init__(
+        self,
+        store: Store,
+        count: int,
+        threads: int,
+        folders: Sequence[Path],
+        listeners: Sequence[Listener],
+        patience_s: float | None = None,  # nobody watches the process that they would be
+    ):
         super().__init__(listeners)
         self.store = store
 

@@ -26,8 +26,8 @@ CUTS = {
     "atkd_ablation": Cut(("opt-64x2",), ("opt-128x4",), ONE_TASK),
     "objectives_tour": Cut(("opt-64x2",), ("opt-96x3",), ONE_TASK),
     "opt_scaling": Cut(("opt-350m",), ("opt-1.3b-tuned", "opt-6.7b-tuned")),  # the student with the projection
-    "pythia_scaling": Cut(("pythia-160m",), ("pythia-6.9b-tuned",)),  # padded in two ways
-    "llama_scaling": Cut(("llama-68m",), ("tinyllama-1.1b-tuned",)),  # one without shared keys, one with
+    "pythia_scaling": Cut(("pythia-160m",), ("pythia-1b-tuned", "pythia-6.9b-tuned")),  # padded in two ways
+    "llama_scaling": Cut(("llama-68m",), ("tinyllama-1.1b-tuned", "llama-7b-tuned")),  # with and without shared keys
     "opt_release": Cut(("opt-125m",), ("opt-2.7b-tuned",)),
 }
 
@@ -62,5 +62,4 @@ def test_a_miniature_of_every_suite_ends_in_a_verdict(name, tmp_path, corpus_fol
 
     page = (results / "suites" / name / "report.md").read_text(encoding="utf-8")
     assert all(claim.sentence in page for claim in suite.claims)
-    if len(suite.teachers) > 1:  # claims about a drop from one teacher to the next need two
-        assert "could not be tested" not in page
+    assert "could not be tested" not in page

@@ -79,7 +79,8 @@ def test_two_processes_make_the_cell_of_one_though_they_were_stopped_and_killed(
     done = execute(store, job.message(), Hooks(events.append))
     expected = store.entry("cells", alone.key)
     assert done["status"] == "ok" and done["final_loss"] == pytest.approx(expected.done()["final_loss"], rel=1e-3)
-    history = [json.loads(line) for line in (store.entry("cells", job.key).path / "metrics.jsonl").open()]
+    lines = (store.entry("cells", job.key).path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    history = [json.loads(line) for line in lines]
     assert [one["step"] for one in history] == [1, 2, 3, 4, 5, 6]
     mine, theirs = (
         load_file(one.path / "model" / "model.safetensors") for one in (store.entry("cells", job.key), expected)
