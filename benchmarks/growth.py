@@ -156,6 +156,7 @@ def draw(curves: Sequence[Curve], path: Path) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 
     shown = [curve for curve in curves if len(curve.sizes) > 1]
     axes_names = list(dict.fromkeys(curve.against for curve in shown))
@@ -167,6 +168,14 @@ def draw(curves: Sequence[Curve], path: Path) -> None:
             label = f"{curve.what} ({slope(curve.sizes, curve.seconds):.2f})"
             panel.loglog(curve.sizes, curve.seconds, marker="o", markersize=4, label=label)
         panel.set_xlabel(name)
+        panel.xaxis.set_minor_locator(NullLocator())
+        sizes = sorted({size for curve in shown if curve.against == name for size in curve.sizes})
+        panel.set_xticks(
+            sizes, [EngFormatter(places=1 if size >= 1e6 else 0, sep="")(size) for size in sizes], fontsize=8
+        )
+        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.yaxis.set_minor_locator(NullLocator())
+        panel.yaxis.set_major_formatter("{x:g}")
         panel.grid(True, which="major", color="0.9")
         panel.spines[["top", "right"]].set_visible(False)
         low, high = panel.get_ylim()

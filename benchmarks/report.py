@@ -154,4 +154,6 @@ def _table(rows: Sequence[Row]) -> list[str]:
 
     noted = [row for row in rows if row.note and row.ratio is not None]
     lines = markdown_table(HEAD, [row.cells() for row in rows])
+    if len(noted) > 1 and len({row.note for row in noted}) == 1:
+        return [*lines, "", f"¹ {noted[0].note}."]
     return [*lines, "", *(f"¹ {row.what}, {row.contestant}: {row.note}.  " for row in noted)]
