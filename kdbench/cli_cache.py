@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import click
@@ -86,8 +85,9 @@ def _store(results_dir: Any) -> Any:
 
 
 def _show(found: list[Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from kdbench.console import stdout_console
 
     names = ("key", "teacher", "text", "tokens", "dtype", "layout", "MB", "bytes/token", "state", "suites")
     table = Table(*names, box=None, pad_edge=False)
@@ -96,4 +96,4 @@ def _show(found: list[Any]) -> None:
         a_token = "" if one.bytes_a_token is None else f"{one.bytes_a_token:,.0f}"
         texts = (one.key, one.teacher, one.text[:8], f"{one.tokens:,}", one.dtype, one.layout)
         table.add_row(*texts, f"{one.bytes_ / 1e6:,.1f}", a_token, one.state, ", ".join(one.suites) or "none")
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    stdout_console(160).print(table)

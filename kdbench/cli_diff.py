@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -47,9 +46,9 @@ def diff(first, second, task, items, results_dir, as_json) -> None:
 
 
 def _show(found: Difference) -> None:
-    from rich.console import Console
+    from kdbench.console import stdout_console
 
-    console = Console(width=None if sys.stdout.isatty() else 100, highlight=False, markup=False, soft_wrap=False)
+    console = stdout_console(highlight=False, markup=False, soft_wrap=False)
     for name, cell in zip(found.names, found.cells, strict=True):
         suite = f"suite {cell.suite}" if cell.suite else "of no suite any more"
         console.print(f"{name}: {cell.title} ({cell.key[:8]}, {suite})")

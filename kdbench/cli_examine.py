@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -60,10 +59,11 @@ class _Watch:
 
 
 def _show(found: Any, results_dir: Path) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(width=None if sys.stdout.isatty() else 100)
+    from kdbench.console import stdout_console
+
+    console = stdout_console()
     rows = [found.row, *found.beside]
     scored = dict.fromkeys(name.partition("/")[0] for name in found.row.metrics if name.endswith(("/acc", "/score")))
     tasks = [f"{name}/{'score' if f'{name}/score' in found.row.metrics else 'acc'}" for name in scored]

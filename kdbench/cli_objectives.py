@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import textwrap
 from typing import Any
 
@@ -30,14 +29,15 @@ def list_objectives(as_json) -> None:
     if as_json:
         echo_json(rows)
         return
-    from rich.console import Console
     from rich.table import Table
+
+    from kdbench.console import stdout_console
 
     table = Table("name", "meaning", "learns from", "year", box=None, pad_edge=False)
     table.columns[0].no_wrap = table.columns[2].no_wrap = True
     for row in rows:
         table.add_row(row["name"], row["summary"], row["data"], str(row["source"]["year"]))
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
+    stdout_console(140).print(table)
 
 
 @objectives.command("show")

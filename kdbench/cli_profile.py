@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +49,11 @@ def profile(suite, cell, steps, overrides, results_dir, as_json) -> None:
 
 
 def _show(found: Any) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(width=None if sys.stdout.isatty() else 100)
+    from kdbench.console import stdout_console
+
+    console = stdout_console()
     console.print(f"{found.title} ({found.key[:8]}), {found.steps} steps on {found.device}", highlight=False)
     table = Table("part of a step", box=None, pad_edge=False)
     for name in ("ms", "share"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -96,10 +95,11 @@ def _cell_row(entry: orchestrate.PlannedCell, wanted: set[str], costs: dict[str,
 
 def print_plan(planned: dict[str, Any]) -> None:
     """Print a plan for a person."""
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(width=None if sys.stdout.isatty() else 100)
+    from kdbench.console import stdout_console
+
+    console = stdout_console()
     console.print(f"suite {planned['suite']}: {planned['question']}", highlight=False)
     models = Table("model", "role", "parameters", box=None, pad_edge=False)
     for model in planned["models"]:

@@ -32,7 +32,7 @@ LEVELS = [
     {"tokens"},
     {"divergences"},
     {"gradients"},
-    {"compiling", "errors", "failpoints", "files", "seeding", "telemetry", "trajectories"},
+    {"compiling", "console", "errors", "failpoints", "files", "seeding", "telemetry", "trajectories"},
 ]
 
 

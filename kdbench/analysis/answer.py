@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -134,11 +133,10 @@ def jumped(results: SuiteResults) -> list[str]:
 
 def show(found: Comparison) -> None:
     """Print the verdict, the scores and the answer in words for a person."""
-    from rich.console import Console
-
     from kdbench.analysis.terminal import WIDTH, tables
+    from kdbench.console import stdout_console
 
-    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    console = stdout_console(WIDTH)
     for table in tables(found, min(console.width, WIDTH)):
         console.print(table)
         console.print()

@@ -188,11 +188,12 @@ def _points(margin: float) -> str:
 
 
 def show(found: dict[str, Any]) -> None:
-    """Print the answer for a person, in at most 100 columns."""
-    from rich.console import Console
+    """Print the answer for a person."""
     from rich.table import Table
 
-    console = Console(width=100)
+    from kdbench.console import stdout_console
+
+    console = stdout_console()
     margin = _points(found["margin"])
     table = Table(title=f"What {found['suite']} can find", title_justify="left", box=None, padding=(0, 1))
     for name in ("seeds", "items a task"):

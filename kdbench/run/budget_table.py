@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 from kdbench.suite.cost import duration
@@ -12,10 +11,11 @@ STAGES = {"training": "train", "cache": "store its states", "text": "let it writ
 
 def show(found: dict[str, Any]) -> None:
     """Print a budget: assumptions, what is made first, the cells by student and teacher, totals, what will not fit."""
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(width=None if sys.stdout.isatty() else 100)
+    from kdbench.console import stdout_console
+
+    console = stdout_console()
     device, assumed = found["device"], found["assumed"]
     if found.get("missing"):
         console.print(
