@@ -152,7 +152,9 @@ def test_micro_batches_change_nothing_of_a_training_on_written_text(spec, teache
     whole, _ = moving(spec, blocks, live(teacher_model, blocks), tmp_path / "a")
     plan = train.Plan(**{**PLAN.__dict__, "micro_batch": 3})
     cut, _ = moving(spec, blocks, live(teacher_model, blocks), tmp_path / "b", plan=plan)
-    assert torch.allclose(weights(whole), weights(cut), atol=2e-3)
+    moved = (weights(whole) - weights(tiny(0))).norm()
+    # in the norm: where a gradient is zero (that of the keys' biases), Adam makes a step of its rounding
+    assert (weights(whole) - weights(cut)).norm() < 1e-3 * moved
 
 
 @pytest.mark.fault("E6", "EOS at once")

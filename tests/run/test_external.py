@@ -191,13 +191,15 @@ def test_a_tokenizer_of_the_same_size_with_other_entries_is_refused(elsewhere, t
 
 @pytest.mark.fault("H6", "pickles beside a model")
 def test_checkpoints_and_pickles_beside_a_model_are_not_taken_into_the_store(tmp_path):
-    from kdbench.run.makers import _not_the_model
+    from kdbench.run.origins import take_over
 
-    (tmp_path / "checkpoint-500").mkdir()
-    for name in ("model.safetensors", "training_args.bin", "optimizer.pt", "rng_state.pth", "modeling.py"):
-        (tmp_path / name).touch()
-    left = _not_the_model(str(tmp_path), [path.name for path in tmp_path.iterdir()])
-    assert {path.name for path in tmp_path.iterdir()} - left == {"model.safetensors"}
+    source, folder = tmp_path / "source", tmp_path / "taken"
+    (source / "checkpoint-500").mkdir(parents=True)
+    model = ("config.json", "model.safetensors")
+    for name in (*model, "training_args.bin", "optimizer.pt", "rng_state.pth", "modeling.py"):
+        (source / name).touch()
+    take_over(source, folder)
+    assert {path.name for path in folder.iterdir()} == set(model)
 
 
 @pytest.mark.parametrize(
