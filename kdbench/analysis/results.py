@@ -150,42 +150,31 @@ def item_scores(found: SuiteResults, metric: str) -> pandas.DataFrame:
     """Return the item scores of a suite that is open; columns, metrics and errors as for `load_scores`."""
     import pandas
 
-    frames = [
-        frame
-        for cell in found.cells
-        if cell["status"] == "ok"
-        for frame in _frames(cell | {"seed": _row_seed(found, cell)}, metric, found.plan["suite"]["students"])
-    ]
-    if not frames:
+    cells, tables = [], []
+    for cell in found.cells:
+        if cell["status"] == "ok":
+            names = {"objective": cell["arm"], "teacher": cell["teacher"], "seed": _row_seed(found, cell)}
+            items = read_items(cell["path"])
+            for student in found.plan["suite"]["students"] if cell["arm"] == CEILING else [cell["student"]]:
+                cells.append(names | {"student": student})  # a ceiling stands beside every student
+                tables.append(items)
+    if not cells:
         raise ConfigError(f"suite {found.name!r} has no complete cell in {found.store.root}; run it first")
-    return pandas.concat(frames, ignore_index=True)
+    stored, sign = METRICS[metric]
+    raw = pandas.concat(tables, ignore_index=True)  # once: what is done to each of thousands of tables takes longest
+    named = pandas.DataFrame(cells, dtype="object").astype({"seed": "Int64"})
+    of = named.index.repeat([len(table) for table in tables])
+    wanted = _chosen(raw, stored).to_numpy()
+    raw, named = raw[wanted].reset_index(drop=True), named.loc[of[wanted]].reset_index(drop=True)
+    named["task"], named["score"] = raw["task"], raw["score"] * sign
+    named["item"] = raw["item"].astype(str) + "-" + raw["item_hash"].str.slice(0, 8)
+    return named[COLUMNS]
 
 
 def _row_seed(found: SuiteResults, cell: dict[str, Any]) -> int | None:
     """Return the seed under which a cell's scores are compared."""
     arm = found.externals[cell["arm"]] if cell["elsewhere"] else None
     return arm.stands_beside(cell["seed"], found.seeds) if arm else cell["seed"]
-
-
-def _frames(cell: dict[str, Any], metric: str, students: list[str]) -> list[pandas.DataFrame]:
-    """A ceiling has no student of its own: it stands beside every student."""
-    import pandas
-
-    stored, sign = METRICS[metric]
-    raw = read_items(cell["path"])
-    raw = raw[_chosen(raw, stored)]
-    item = raw["item"].astype(str) + "-" + raw["item_hash"].str.slice(0, 8)
-    frames = []
-    for student in students if cell["arm"] == CEILING else [cell["student"]]:
-        names = {"objective": cell["arm"], "student": student, "teacher": cell["teacher"], "seed": cell["seed"]}
-        frame = pandas.DataFrame({"task": raw["task"], "item": item, "score": raw["score"] * sign}).assign(
-            objective=pandas.Series(names["objective"], raw.index, dtype="object"),
-            student=pandas.Series(names["student"], raw.index, dtype="object"),
-            teacher=pandas.Series(names["teacher"], raw.index, dtype="object"),
-            seed=pandas.array([names["seed"]] * len(raw), dtype="Int64"),
-        )
-        frames.append(frame[COLUMNS])
-    return frames
 
 
 def _chosen(raw: pandas.DataFrame, stored: str) -> pandas.Series:
