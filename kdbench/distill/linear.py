@@ -10,7 +10,17 @@ import torch
 from torch import Tensor
 
 from kdbench.api import Dist, LossParts, Objective, Tokens
-from kdbench.distill.loss import TeacherStates, chunk_size, fused_loss, fused_probe, head_logits, room, step_weights
+from kdbench.distill.loss import (
+    EXACT,
+    TeacherStates,
+    chunk_size,
+    fused_loss,
+    fused_probe,
+    head_logits,
+    pieces,
+    room,
+    step_weights,
+)
 from kdbench.errors import ConfigError
 from kdbench.registry import objective
 
@@ -69,20 +79,16 @@ def _linear_tokens(
     sequence = row[:, None].expand(valid.shape)[valid] if valid.dim() == 2 else torch.zeros_like(target)
     if taught is None or not chosen.weighs:
         return Tokens(sequence=sequence, target=target)
-    log_probs, entropies = [target.new_zeros(0, dtype=torch.float32)], [target.new_zeros(0, dtype=torch.float32)]
-    size = min(chunk_size(taught.head, memory), len(target))
-    space = room(size, taught.head)
+    head, size = taught.head, min(chunk_size(taught.head, memory), len(target))
+    log_probs, entropies = head.new_empty(2, len(target), dtype=head.dtype if head.dtype in EXACT else torch.float32)
+    space = room(size, head)
     for begin in range(0, len(target), size or 1):
-        log_prob, entropy = _statistics(taught, target, slice(begin, begin + size), space)
-        log_probs.append(log_prob)
-        entropies.append(entropy)
-    return Tokens(sequence, torch.cat(log_probs), torch.cat(entropies), target=target)
-
-
-def _statistics(taught: TeacherStates, target: Tensor, part: slice, space: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return log p(target) and entropy of some tokens; the logits of a chunk are gone before the next are made."""
-    dist = Dist(head_logits(taught.hidden[part], taught.head, space), target[part])
-    return dist.log_prob_target, dist.entropy
+        logits = head_logits(taught.hidden[begin : begin + size], head, space)
+        for piece in pieces(*logits.shape):
+            rows = slice(begin + piece.start, begin + piece.stop)
+            dist = Dist(logits[piece], target[rows])
+            log_probs[rows], entropies[rows] = dist.log_prob_target, dist.entropy
+    return Tokens(sequence, log_probs, entropies, target=target)
 
 
 def _check_linear(chosen, student_hidden, student_head, teacher_hidden, teacher_head, targets, mask) -> None:

@@ -6,7 +6,7 @@ Legend: `N` valid tokens, `V` vocabulary, `H` hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -23,6 +23,7 @@ MIN_ROWS = 128  # fewer would read the heads from memory more often than it take
 EXACT = (torch.float32, torch.float64)  # what a logit is kept in; half precision is widened
 BACKEND = "inductor"  # of torch.compile
 LIVE_TENSORS = 12  # fp32 [chunk, V] tensors alive at the worst moment of a divergence's forward and backward pass
+PIECE_BYTES = 4 * 2**20  # of one such tensor: what a divergence passes over again and again stays near the core
 
 
 def loss(
@@ -204,6 +205,13 @@ def chunk_size(head: Tensor, memory: int | None = None) -> int:
     return max(MIN_ROWS, CHUNK_BYTES // row) if memory is None else max(1, memory // row)
 
 
+def pieces(rows: int, vocabulary: int) -> Iterator[slice]:
+    """Cut a chunk of logits for what is done class by class: matrix products want more rows at once than it does."""
+    size = max(1, PIECE_BYTES // (4 * vocabulary))
+    for begin in range(0, rows, size):
+        yield slice(begin, min(begin + size, rows))
+
+
 class _Fused(torch.autograd.Function):
     """The forward pass makes the gradients too, so that no chunk has to be kept or made twice."""
 
@@ -218,17 +226,19 @@ class _Fused(torch.autograd.Function):
         for begin in range(0, targets.numel(), size or 1):
             part = slice(begin, min(begin + size, targets.numel()))
             taught = None if teacher is None else head_logits(teacher.hidden[part], teacher.head, rooms[1])
-            window = slice(start + part.start, start + part.stop)
             logits = head_logits(hidden[part], head, rooms[0])
-            slope, weighted = _chunk(measure, chosen, logits, taught, targets[part], weights, window)
-            slope = slope.to(head.dtype)
-            for name, value in weighted.items():
-                sums[name] = sums[name] + value if name in sums else value
+            for piece in pieces(*logits.shape):
+                window = slice(start + begin + piece.start, start + begin + piece.stop)
+                told = None if taught is None else taught[piece]
+                slope, weighted = _piece(measure, chosen, logits[piece], told, targets[part][piece], weights, window)
+                logits[piece] = slope  # where logits stood that are used up
+                for name, value in weighted.items():
+                    sums[name] = sums[name] + value if name in sums else value
+            slopes = logits.to(head.dtype)
             if need_hidden:
-                grad_hidden[part] = (slope @ head).to(hidden.dtype)
+                grad_hidden[part] = (slopes @ head).to(hidden.dtype)
             if need_head:
-                grad_head.addmm_(slope.t().to(grad_head.dtype), hidden[part].to(grad_head.dtype))
-            del slope  # before the next chunk needs its room
+                grad_head.addmm_(slopes.t().to(grad_head.dtype), hidden[part].to(grad_head.dtype))
         ctx.save_for_backward(grad_hidden, None if grad_head is None else grad_head.to(head.dtype))
         names.extend(sums)
         lost = list(_lost(sums).values())
@@ -252,8 +262,8 @@ def room(rows: int, head: Tensor) -> Tensor | None:
     return head.new_empty(rows, head.shape[0]) if head.dtype in EXACT else None
 
 
-def _chunk(measure, chosen, logits, taught, target, weights, window):
-    """Return the slope of the loss at a chunk's student logits, `[chunk, V]`, and the chunk's weighted terms."""
+def _piece(measure, chosen, logits, taught, target, weights, window):
+    """Return the slope of the loss at some rows of student logits, `[n, V]`, and these rows' weighted terms."""
     logits.requires_grad_()
     with torch.enable_grad():
         measured = measure(chosen, logits, taught, target, weights.tokens.part(window))

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdbench.api import Dist, Tokens
+from kdbench.distill import loss as loss_module
 from kdbench.distill.linear import linear_loss
 from kdbench.distill.loss import LIVE_TENSORS, TeacherStates, fused_loss, fused_probe, loss, step_weights
 from kdbench.errors import ConfigError
@@ -50,13 +51,15 @@ def gradients(total, *leaves):
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
 @settings(max_examples=15, deadline=None)
-@given(seed=st.integers(0, 10_000), n=st.integers(1, 40), chunk=st.integers(1, 50))
-def test_fused_equals_dense_in_value_and_gradient(spec, seed, n, chunk):
+@given(seed=st.integers(0, 10_000), n=st.integers(1, 40), chunk=st.integers(1, 50), piece=st.integers(1, 60))
+def test_fused_equals_dense_in_value_and_gradient(spec, seed, n, chunk, piece):
     chosen = objective(spec)
     hidden, head, taught, target = case(seed, n)
     states = taught if chosen.reads_teacher else None
     weights = weights_of(chosen, taught, target, hidden, head)
-    fused = fused_loss(chosen, hidden, head, states, target, weights, memory=chunk * LIVE_TENSORS * 4 * 13)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loss_module, "PIECE_BYTES", piece * 4 * 13)
+        fused = fused_loss(chosen, hidden, head, states, target, weights, memory=chunk * LIVE_TENSORS * 4 * 13)
     teacher_logits = taught.hidden @ taught.head.t() if chosen.reads_teacher else None
     dense = loss(chosen, hidden @ head.t(), teacher_logits, target, sampled=sampled(n))
     assert torch.allclose(fused.total, dense.total, rtol=1e-12, atol=1e-14)
@@ -138,8 +141,9 @@ def test_a_plugin_whose_weights_name_no_term_is_told_so():
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
-def test_the_linear_loss_is_the_loss_on_the_logits(spec):
-    """Value, terms and gradients of `kdbench.loss`, with sequences, a mask and several chunks."""
+def test_the_linear_loss_is_the_loss_on_the_logits(spec, monkeypatch):
+    """Value, terms and gradients of `kdbench.loss`, with sequences, a mask, several chunks and pieces of them."""
+    monkeypatch.setattr(loss_module, "PIECE_BYTES", 2 * 4 * 13)
     chosen = objective(spec)
     hidden, head, taught, target = case(6, 24)
     hidden, target = hidden.detach().reshape(4, 6, -1).requires_grad_(), target.reshape(4, 6)
