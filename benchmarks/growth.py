@@ -129,7 +129,7 @@ def several(count: int, steps: int, smoke: bool) -> Found:
 
 def _cells(bench: Bench) -> list[Curve]:
     """Planning, reading and comparing, against the number of complete cells."""
-    counts = bench.pick((100, 1000, 10_000), (100, 1000), (40, 60))
+    counts = bench.pick((100, 1000, 10_000), (100, 1000, 10_000), (40, 60))
     found = {
         count: bench.call("benchmarks.cells:cost", corpus=dict(bench.corpus), cells=count, warm=bench.fresh)
         for count in counts

@@ -39,7 +39,7 @@ class Bench:
     """How a run of the benchmarks is made.
 
     Attributes:
-        scale: `full`, `quick` (fewer tokens at the large vocabulary, fewer turns) or `smoke` (the ratios mean nothing).
+        scale: `full`, `quick` (one or two turns, shorter curves) or `smoke` (the ratios mean nothing).
         device: where heads and steps are computed.
         fresh: a process for each measurement; False only in tests, where memory and first calls do not matter.
         corpus: the text of groups that need one, as a suite's `data.corpus`.

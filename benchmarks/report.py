@@ -37,7 +37,7 @@ that it hands back are part of it. `floor` is the bare matrix products that any 
 was set before; the other rows are there for comparison.
 
     make bench                              # installs the peers, then `--quick`: about an hour
-    make bench SCALE=                       # all tokens at the large vocabulary, 3 to 5 turns, 10,000 cells: hours
+    make bench SCALE=                       # 3 to 5 turns, longer curves: hours
     python -m benchmarks --only head,step   # some groups
     python -m benchmarks --json rows.json
 """
