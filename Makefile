@@ -12,7 +12,7 @@ UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
 quickstart: install  ## install, run the quickstart suite, print the verdict
 	$(BIN)/kdbench run suites/quickstart.yaml
 
-smollm2: $(VENV)/.installed-smollm2  ## install, and distil a pretrained model on the CPU: half an hour
+smollm2: $(VENV)/.installed-smollm2  ## install, and distil a pretrained model on the CPU: 15 to 45 minutes
 	$(BIN)/kdbench run suites/smollm2.yaml
 
 install: $(VENV)/.installed-run
