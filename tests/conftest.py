@@ -26,6 +26,12 @@ TAILS = (
 )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let each test carry its rows of the matrix of faults in its report, from a process of pytest-xdist too."""
+    for item in items:
+        item.user_properties += [("fault", list(mark.args)) for mark in item.iter_markers("fault")]
+
+
 def sentences(rng: random.Random, count: int) -> str:
     """Return `count` plain English sentences."""
     parts = (

@@ -31,10 +31,11 @@ that scans clean, one clear error.
 
 @dataclass
 class Tally:
-    """What the tests of a run have tried: (row, what) → times tried, times survived."""
+    """What the tests of a run have tried: (row, what) → times tried, times survived; and rows skipped, with why."""
 
     tried: dict[tuple[str, str], int] = field(default_factory=dict)
     survived: dict[tuple[str, str], int] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
 
     def add(self, properties: Iterable[tuple[str, Any]], passed: bool) -> None:
         """Count one finished test."""
@@ -46,6 +47,19 @@ class Tally:
                 self.tried[key] = self.tried.get(key, 0) + times
                 self.survived[key] = self.survived.get(key, 0) + (times if passed else 0)
 
+    def take_back(self, properties: Iterable[tuple[str, Any]]) -> None:
+        """Count as lost what a test seemed to have survived."""
+        known = list(properties)
+        times = next((int(value) for name, value in known if name == "tried"), 1)
+        for name, value in known:
+            if name == "fault":
+                self.survived[tuple(value)] = max(0, self.survived[tuple(value)] - times)
+
+    def skip(self, properties: Iterable[tuple[str, Any]], why: Any) -> None:
+        """Remember why a test was skipped; pytest tells path, line and reason."""
+        reason = str(why[2] if isinstance(why, tuple) else why).removeprefix("Skipped: ")
+        self.skipped |= {value[0]: reason for name, value in properties if name == "fault"}
+
     def lines(self) -> list[str]:
         """Return the table's rows in the matrix's order; rows that were not tried say why."""
         lines = []
@@ -56,7 +70,8 @@ class Tally:
                 for _, what in found
             ]
             if not found:
-                lines.append(f"| {row} | {fault} | not run: {NOT_RUN.get(row, 'not chosen this time')} | 0 | |")
+                why = NOT_RUN.get(row) or self.skipped.get(row, "not chosen this time")
+                lines.append(f"| {row} | {fault} | not run: {why} | 0 | |")
         return lines
 
     def summary(self) -> str:
@@ -72,17 +87,14 @@ class Plugin:
     def __init__(self, write: bool):
         self.tally, self.write = Tally(), write
 
-    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        """Let each test carry its rows in its report."""
-        for item in items:
-            for mark in item.iter_markers("fault"):
-                item.user_properties.append(("fault", list(mark.args)))
-
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Count a test when it has run, or has failed before it could."""
-        ended = report.when == "call" or (report.when == "setup" and report.failed)
-        if ended and not report.skipped:
+        """Count a test that has run, or failed before it could; `tests/conftest.py` lets it carry its rows."""
+        if report.skipped:
+            self.tally.skip(report.user_properties, report.longrepr)
+        elif report.when == "call" or (report.when == "setup" and report.failed):
             self.tally.add(report.user_properties, report.passed)
+        elif report.failed:  # what a fixture found afterwards
+            self.tally.take_back(report.user_properties)
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         """Print the table; write it if asked to."""

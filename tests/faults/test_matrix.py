@@ -33,6 +33,23 @@ def test_every_row_is_tried_by_a_test_or_says_why_not():
     assert not tried & set(NOT_RUN), "tried, and said not to be"
 
 
+def test_every_marked_test_carries_its_rows_whatever_process_runs_it(request):
+    """Processes of pytest-xdist know no plugin object of the command that started them."""
+    for item in request.session.items:
+        rows = [("fault", list(mark.args)) for mark in item.iter_markers("fault")]
+        assert [one for one in item.user_properties if one[0] == "fault"] == rows
+
+
+def test_what_a_fixture_finds_afterwards_is_not_survived_and_a_skip_says_why():
+    tally, hostile = Tally(), [("fault", ["H6", "a pickle"])]
+    tally.add(hostile, passed=True)
+    tally.take_back(hostile)
+    tally.skip([("fault", ["G12", "golden"])], ("file", 3, "Skipped: other versions"))
+    lines = tally.lines()
+    assert f"| H6 | {ROWS['H6']} | a pickle | 1 | 0 |" in lines
+    assert f"| G12 | {ROWS['G12']} | not run: other versions | 0 | |" in lines
+
+
 def test_the_table_counts_single_faults_and_tells_failures(monkeypatch):
     monkeypatch.setitem(NOT_RUN, "B5", "no watchdog")
     tally = Tally()
