@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -56,6 +57,7 @@ device: cpu
 ARMS = 5  # the four objectives and the untouched student; the teacher's own cell comes once
 PARENT_SHARE = 1 / 12  # of the kills hit the whole run
 WARM_S, LEAST_S = 45.0, 30.0  # until everything is imported; the shortest life whose slope means something
+WORKER_MIB_A_MINUTE = 12.0  # some forty cells: a model, its moments and its text, were they kept, would be as much
 MIB_A_MINUTE, HANDLES_A_MINUTE = 4.0, 1.0  # a leak of 64 KiB a cell, or of one pipe a killed worker, is more
 GONE_S = 20.0  # in which a worker must notice that its parent is dead, even while it imports torch
 MARK = "kdbench.run.worker"
@@ -96,6 +98,7 @@ class Soaked:
 
     Attributes:
         lives: of every process of `kdbench run`, in turn.
+        workers: of the undisturbed run's workers, which make one cell after another.
         left_over: processes that outlived their parent.
         different: files that differ from those of the undisturbed run, or are there on one side only.
         exit_codes: of the runs that ended by themselves.
@@ -105,6 +108,7 @@ class Soaked:
     workers_killed: int = 0
     parents_killed: int = 0
     lives: list[Life] = field(default_factory=list)
+    workers: list[Life] = field(default_factory=list)
     exit_codes: list[int] = field(default_factory=list)
     left_over: list[str] = field(default_factory=list)
     entries: int = 0
@@ -113,18 +117,27 @@ class Soaked:
 
     @property
     def slopes(self) -> list[tuple[float, float]]:
-        """MiB and handles a minute of each process that lived long enough."""
+        """MiB and handles a minute of each run that lived long enough."""
         return [found for life in self.lives if (found := life.slopes()) is not None]
+
+    @property
+    def worker_slopes(self) -> list[tuple[float, float]]:
+        """The same of workers."""
+        return [found for life in self.workers if (found := life.slopes()) is not None]
 
     def problems(self) -> list[str]:
         """Return what breaks the promise, each as a sentence."""
         found = [f"{name} is not what an undisturbed run makes" for name in self.different]
         found += [f"a process outlived its parent: {name}" for name in self.left_over]
-        for mib, handles in self.slopes:
-            if mib > MIB_A_MINUTE:
-                found.append(f"the run's memory grew by {mib:.1f} MiB a minute")
-            if handles > HANDLES_A_MINUTE:
-                found.append(f"the run's open handles grew by {handles:.1f} a minute")
+        for who, most, slopes in (
+            ("the run", MIB_A_MINUTE, self.slopes),
+            ("a worker", WORKER_MIB_A_MINUTE, self.worker_slopes),
+        ):
+            for mib, handles in slopes:
+                if mib > most:
+                    found.append(f"{who}'s memory grew by {mib:.1f} MiB a minute")
+                if handles > HANDLES_A_MINUTE:
+                    found.append(f"{who}'s open handles grew by {handles:.1f} a minute")
         return found
 
     def __str__(self) -> str:
@@ -137,8 +150,9 @@ class Soaked:
             f"{self.cells} cells",
             f"left over: {len(self.left_over)} processes",
         ]
-        for mib, handles in self.slopes:
-            lines.append(f"the run's own process: {mib:+.2f} MiB and {handles:+.2f} handles a minute once warm")
+        for who, slopes in (("the run's own process", self.slopes), ("an undisturbed worker", self.worker_slopes)):
+            for mib, handles in slopes:
+                lines.append(f"{who}: {mib:+.2f} MiB and {handles:+.2f} handles a minute once warm")
         peak = max((max(life.rss, default=0) for life in self.lives), default=0)
         most = max((max(life.handles, default=0) for life in self.lives), default=0)
         return "\n".join([*lines, f"at most: {peak / 2**20:,.0f} MiB, {most} handles"])
@@ -223,6 +237,22 @@ def disturb(suite: Path, results: Path, workers: int, kill_every_s: float, rng: 
             soaked.left_over += [" ".join(process.cmdline()) for process in alive]
 
 
+def watch(run: subprocess.Popen, results: Path, soaked: Soaked, until: float) -> None:
+    """Let a run come to its end, and look at its workers' memory and handles meanwhile."""
+    lives: dict[int, Life] = {}
+    while run.poll() is None:
+        if time.monotonic() > until:
+            run.kill()
+            raise TimeoutError(f"the undisturbed run was not done in time; {finished(results)} cells are")
+        for worker in workers_of(results):
+            with suppress(psutil.Error):  # it may just have ended
+                lives.setdefault(worker.pid, Life()).look(worker)
+        time.sleep(1)
+    if run.returncode:
+        raise RuntimeError(results.with_suffix(".log").read_text(encoding="utf-8"))
+    soaked.workers += lives.values()
+
+
 def say(text: str) -> None:
     """Show how far it has come."""
     print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
@@ -262,9 +292,7 @@ def soak(
     suite, soaked = write_suite(folder, cells), Soaked(cells)
     until = time.monotonic() + limit_s
     say(f"{cells} cells, first undisturbed")
-    undisturbed = start(suite, folder / "undisturbed", workers)
-    if undisturbed.wait(limit_s) != 0:
-        raise RuntimeError((folder / "undisturbed.log").read_text(encoding="utf-8"))
+    watch(start(suite, folder / "undisturbed", workers), folder / "undisturbed", soaked, until)
     disturb(suite, folder / "disturbed", workers, kill_every_s, random.Random(seed), soaked, until)
     compare(soaked, folder / "disturbed", folder / "undisturbed")
     return soaked

@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from kdbench.files import read_json
 from tests.conftest import call, kdbench
 from tests.run.conftest import products
 
@@ -37,6 +38,14 @@ class Program:
             if line.startswith(f"[{jobs}/"):
                 return self
         raise AssertionError(f"ended before job {jobs}:\n{self.text}")
+
+    def until_a_cell_is_made(self) -> Program:
+        """Wait until a cell has a checkpoint of its training."""
+        for _ in range(1200):
+            if list(self.target.glob("cells/*/ckpt/step-*")):
+                return self
+            time.sleep(0.05)
+        raise AssertionError(f"no cell was trained:\n{self.text}")
 
     def worker(self) -> psutil.Process:
         """Return one of its workers."""
@@ -139,9 +148,9 @@ def test_cells_that_write_text_end_with_the_same_bytes_when_killed_at_random_mom
     plain, target = tmp_path / "a", tmp_path / "b"
     kdbench("run", suite, "--results-dir", plain, "--no-mlflow", *changes)
     rng = random.Random()
-    for _ in range(2):
-        delay = rng.uniform(0.0, 3.0)
-        program = Program(suite, target, changes=changes).until(2)
+    for wait in (Program.until_a_cell_is_made, lambda program: program.until(1)):
+        delay = rng.uniform(0.0, 1.5)
+        program = wait(Program(suite, target, changes=changes))
         time.sleep(delay)
         program.process.kill()
         program.end()
@@ -161,3 +170,5 @@ def test_two_runs_at_once_make_each_cell_once(world, tmp_path):
     assert [process.returncode for process in both] == [0, 0], texts
     assert products(target) == products(results)
     assert not list(target.rglob("*.corrupt*"))
+    attempts = {path.parent.name: read_json(path)["timing"]["attempts"] for path in target.glob("*/*/DONE.json")}
+    assert set(attempts.values()) == {1}, attempts

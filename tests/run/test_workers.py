@@ -39,6 +39,7 @@ def test_a_signal_while_a_job_is_being_sent_is_passed_on_afterwards(tmp_path):
     assert pool.stop_code == 143 and pipe.sent == [{"kind": "cells"}]
     pool._pass_on()
     pool._pass_on()
+    pool.grace.cancel()  # it would kill the pipe in the midst of another test
     assert pipe.sent == [{"kind": "cells"}, {"stop": 143}]
 
 
