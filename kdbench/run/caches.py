@@ -6,6 +6,7 @@ Nothing here reaches outside `teacher_cache/`; an entry is removed, or set aside
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -21,6 +22,7 @@ from kdbench.run.store import DONE, INPUTS, Busy, Entry, Store
 
 KIND = "teacher_cache"
 SET_ASIDE, GONE = "set aside", ".removed-"
+GONE_NAME = re.compile(rf"{re.escape(GONE)}\d+-[0-9A-Za-z]+")  # of an entry whose removal was cut off
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def _uses(store: Store) -> dict[str, list[_Use]]:
         except (StoreError, KeyError, TypeError):
             continue
         for cell in cells:
-            use = _Use(path.parent.name, str(cell["teacher"]), cell["key"])
+            use = _Use(path.parent.name, str(cell.get("teacher")), str(cell.get("key")))
             found.setdefault(cell["inputs"]["cache"], []).append(use)
     return found
 
@@ -93,7 +95,7 @@ def _uses(store: Store) -> dict[str, list[_Use]]:
 def _describe(store: Store, folder: Path, uses: Sequence[_Use]) -> Cache:
     inputs = _json(folder / INPUTS)
     bytes_ = size(folder)
-    tokens = int(inputs.get("tokens") or 0)
+    tokens = found if isinstance(found := inputs.get("tokens"), int) else 0
     layout = inputs.get("layout", "hidden")
     state = SET_ASIDE if "." in folder.name else Entry(folder).state()
     return Cache(
@@ -102,7 +104,7 @@ def _describe(store: Store, folder: Path, uses: Sequence[_Use]) -> Cache:
         text=str(inputs.get("text", "")),
         tokens=tokens,
         dtype=str(inputs.get("dtype", "")),
-        layout=layout if layout == "hidden" else f"{layout} {inputs['k']}",
+        layout=layout if layout == "hidden" else f"{layout} {inputs.get('k')}",
         bytes_=bytes_,
         bytes_a_token=round(bytes_ / tokens, 1) if tokens and state == "ok" else None,
         state="in use" if state != SET_ASIDE and _busy(store, folder.name, uses) else state,
@@ -221,8 +223,9 @@ def remove(store: Store, cache: Cache) -> None:
     folder = store.root / KIND / cache.key
     if not NAME.fullmatch(cache.key) or folder.is_symlink() or not folder.is_dir():
         raise StoreError(f"{folder} is no cache, so it is left alone")
-    for left_over in folder.parent.glob(f"{GONE}*"):  # of a removal that was killed
-        shutil.rmtree(left_over, ignore_errors=True)
+    for left_over in folder.parent.iterdir():  # of a removal that was killed
+        if GONE_NAME.fullmatch(left_over.name) and not left_over.is_symlink():
+            shutil.rmtree(left_over, ignore_errors=True)
     if _busy(store, cache.key, _uses(store).get(cache.key, [])):
         raise Busy(f"{folder} is in use by a running process; stop the run first")
     with Entry(folder).locked():

@@ -102,7 +102,7 @@ def read(path: Path) -> dict[str, Any]:
             f"{path}: expected a plan that kdbench wrote, found {problems.short(found)}; run its suite again"
         )
     _is_known(path, found)
-    if SUM in found and found[SUM] != digest({name: value for name, value in found.items() if name != SUM}):
+    if is_changed(found):
         raise StoreError(f"{path} is damaged, or was changed by hand (its sha256 differs); run its suite again")
     try:
         shape = _Plan.model_validate(found)
@@ -118,6 +118,15 @@ def read(path: Path) -> dict[str, Any]:
     whole = {name: getattr(shape.suite, name).model_dump(mode="json") for name in ("compare", "examine")}
     named = {"overrides": shape.overrides, "environment": shape.environment.model_dump()}
     return found | named | {"suite": found["suite"] | whole}
+
+
+def is_changed(found: Any) -> bool:
+    """Whether a plan holds a sha256 of itself that is not its own."""
+    return (
+        isinstance(found, dict)
+        and SUM in found
+        and found[SUM] != digest({name: value for name, value in found.items() if name != SUM})
+    )
 
 
 def _is_known(path: Path, found: dict[str, Any]) -> None:

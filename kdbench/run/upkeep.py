@@ -20,10 +20,11 @@ import psutil
 
 from kdbench import failpoints
 from kdbench.errors import StoreError
-from kdbench.files import read_json
-from kdbench.run.caches import GONE, damaged_files, held
+from kdbench.files import read_json, sha256_file
+from kdbench.run import plans
+from kdbench.run.caches import GONE, GONE_NAME, damaged_files, held
 from kdbench.run.places import NAME, entries, size
-from kdbench.run.store import DONE, INPUTS, KINDS, STATUSES, Busy, Entry, Store
+from kdbench.run.store import CHECKPOINTS, DONE, INPUTS, KINDS, STATUSES, Busy, Entry, Store
 
 IN_USE = "in use"
 TEMPORARY_NAME = re.compile(r"\.tmp-(?:probe-|mlflow-)?(\d+)(?:-[0-9a-f]{8})?(?:\.db(?:-journal|-wal|-shm)?)?")
@@ -131,7 +132,10 @@ def _needed(store: Store) -> set[str] | None:
     paths = sorted((store.root / "suites").glob("*/plan.json"))
     try:
         for path in paths:
-            _words(read_json(path), needed)
+            plan = read_json(path)
+            if plans.is_changed(plan):
+                return None
+            _words(plan, needed)
         return _followed(store, needed) if paths else None
     except (StoreError, RecursionError):
         return None
@@ -142,7 +146,9 @@ def _followed(store: Store, needed: set[str]) -> set[str]:
     inputs = {folder: folder / INPUTS for _, folder in entries(store) if "." not in folder.name}
     while reached := [folder for folder in inputs if folder.name in needed]:
         for folder in reached:
-            path = inputs.pop(folder)
+            path, done = inputs.pop(folder), Entry(folder).done()
+            if done and INPUTS in done["files"] and sha256_file(path) != done["files"][INPUTS]["sha256"]:
+                raise StoreError(f"{path} is damaged")
             if path.exists():
                 _words(read_json(path), needed)
     return needed
@@ -161,10 +167,11 @@ def _words(value: Any, found: set[str]) -> None:
 
 
 def _foreign(folder: Path) -> bool:
-    """Whether a complete entry holds something that its DONE.json does not list."""
+    """Whether a folder is none of ours, or a complete entry that holds something which its DONE.json does not list."""
     done = Entry(folder).done()
     if done is None:
-        return False
+        ours = (folder / INPUTS).is_file() or (folder / DONE).is_file()
+        return not ours and any(path.name != CHECKPOINTS and not _is_temporary(path) for path in folder.iterdir())
     present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_symlink() or path.is_file()}
     return not present <= {*done["files"], DONE}
 
@@ -182,8 +189,12 @@ def _leavings(store: Store) -> Iterator[tuple[Path, str]]:
                 continue
             if path.is_file() and _is_stale(path):
                 yield path, "left by a process that was killed"
-            elif path.is_dir() and path.parent.name in KINDS and re.fullmatch(rf"{re.escape(GONE)}\d+-\S+", path.name):
+            elif path.is_dir() and path.parent.name in KINDS and GONE_NAME.fullmatch(path.name):
                 yield path, "its removal was cut off"
+
+
+def _is_temporary(path: Path) -> bool:
+    return TEMPORARY_NAME.fullmatch(path.name) is not None
 
 
 def _is_stale(path: Path) -> bool:

@@ -15,8 +15,8 @@ import pytest
 
 from kdbench import failpoints
 from kdbench.files import atomic_write, write_json
-from kdbench.run import upkeep
-from kdbench.run.store import Store
+from kdbench.run import plans, upkeep
+from kdbench.run.store import INPUTS, Store
 from tests.conftest import call
 
 NEEDED, LED_TO, OLD, OTHER = "cell1", "text1", "cell2", "text2"
@@ -143,6 +143,31 @@ def test_files_that_are_not_ours_stay(store):
         os.utime(path, (0, 0))
     assert set(gc(store, "--yes")) == {f"texts/{OTHER}"}
     assert all(path.read_text() == "mine" for path in mine)
+
+
+@pytest.mark.fault("C9", "folders of a user's own, named like entries")
+def test_a_folder_that_is_none_of_ours_stays_whatever_its_name(store):
+    mine = store.root / "models" / "mymodel"
+    mine.mkdir(parents=True)
+    (mine / "weights.bin").write_text("precious")
+    begun, empty = store.entry("models", "begun"), store.root / "models" / "empty"
+    begun.begin({})
+    empty.mkdir()
+    assert {"models/begun", "models/empty"} <= {path for path in gc(store, "--yes")}
+    assert (mine / "weights.bin").read_text() == "precious" and not begun.path.exists() and not empty.exists()
+
+
+@pytest.mark.fault("C5", "a changed key in a plan, or in an entry's inputs: gc takes nothing")
+@pytest.mark.parametrize("where", ["plan", "inputs"])
+def test_where_what_is_needed_was_changed_nothing_counts_as_superseded(store, where):
+    path = store.suite_folder("mine") / "plan.json"
+    plans.write(path, {"cells": [{"key": NEEDED, "inputs": {}}]})
+    assert f"cells/{OLD}" in gc(store)
+    damaged, old, new = (
+        (path, NEEDED, "cell9") if where == "plan" else (store.entry("cells", NEEDED).path / INPUTS, LED_TO, "text9")
+    )
+    damaged.write_text(damaged.read_text().replace(old, new))
+    assert gc(store) == {}
 
 
 @pytest.mark.fault("C9", "temporary files of processes that were killed")
