@@ -247,7 +247,7 @@ def _conclude(result: RunResult) -> None:
 
     try:
         written = answer.report_files(result.results_dir, result.suite)
-        if result.ran or not all(path.is_file() for path in written.values()):
+        if result.ran or not answer.is_current(result.results_dir, result.suite):
             result.comparison, result.report = answer.write_report(result.results_dir, result.suite)
         else:  # nothing is new, so the report stands as it is
             result.comparison, result.report = answer.ask(result.results_dir, result.suite, None, None, "acc"), written

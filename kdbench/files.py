@@ -10,6 +10,7 @@ import json
 import os
 import secrets
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +43,8 @@ def atomic_write(path: Path, data: bytes | str) -> None:
         failpoints.hit("replaced")
         sync_folder(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True) if temporary.parent.is_dir() else None
+        with suppress(OSError):  # on a disk that is read-only this fails too
+            temporary.unlink(missing_ok=True)
         raise StoreError(f"cannot write {path} ({len(payload):,} bytes): {error.strerror or error}") from error
 
 

@@ -25,6 +25,9 @@ def errors_end_well(command: Callable[..., Any]) -> Callable[..., Any]:
         except KdbenchError as error:
             click.echo(f"error: {error}", err=True)
             sys.exit(error.exit_code)
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+            sys.exit(130)
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             sys.exit(0)

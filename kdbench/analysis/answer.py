@@ -16,7 +16,7 @@ from kdbench.distill import jumps
 from kdbench.errors import ConfigError, did_you_mean
 from kdbench.files import atomic_write
 from kdbench.run import plans
-from kdbench.run.store import Store
+from kdbench.run.store import DONE, Store
 from kdbench.run.tuning_words import in_words as tuning_in_words
 from kdbench.suite import examination
 from kdbench.suite.matrix import title
@@ -156,6 +156,14 @@ def report_files(results_dir: Path, suite: str) -> dict[str, Path]:
     from kdbench.analysis import report
 
     return {name: Store(results_dir).suite_folder(suite) / name for name in report.FILES}
+
+
+def is_current(results_dir: Path, suite: str) -> bool:
+    """Whether a suite's report is there, and was written after its last cell: a run may end between the two."""
+    written = [path.stat().st_mtime for path in report_files(results_dir, suite).values() if path.is_file()]
+    cells = open_suite(results_dir, suite).cells
+    ended = [path.stat().st_mtime for cell in cells if (path := cell["path"] / DONE).is_file()]
+    return len(written) == len(report_files(results_dir, suite)) and min(written) >= max(ended, default=0.0)
 
 
 def write_report(results_dir: Path, suite: str | None, keep: Path | None = None) -> tuple[Comparison, dict[str, Path]]:

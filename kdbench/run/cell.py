@@ -75,6 +75,9 @@ def _verify(store: Store, need: str) -> None:
     try:
         entry.verified()
     except StoreError as error:
-        if entry.state() in ("ok", "damaged"):
-            raise StoreError(f"{error} (set aside as {entry.set_aside().name})") from None
+        with entry.locked():  # another run may have made it again by now
+            if entry.is_whole():
+                return
+            if entry.state() in ("ok", "damaged"):
+                raise StoreError(f"{error} (set aside as {entry.set_aside().name})") from None
         raise

@@ -141,7 +141,10 @@ def downloaded(context: Mapping[str, Any], folder: Path) -> Path:
     source = hub.model(place)
     if context.get("config"):
         facts.check(context["config"], models.load_config(source))
-    return source if hub.whole(source) else convert.convert(source, folder).folder
+    if hub.whole(source):
+        return source
+    shutil.rmtree(folder, ignore_errors=True)  # what a conversion that was killed has left
+    return convert.convert(source, folder).folder
 
 
 def dequantised(context: Mapping[str, Any], expected: str) -> Any:

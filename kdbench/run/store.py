@@ -8,6 +8,7 @@ as `<key>.corrupt-<n>`, said, and made again: never silently used, never silentl
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import stat
@@ -22,13 +23,18 @@ from filelock import FileLock, Timeout
 
 from kdbench import failpoints
 from kdbench.errors import StoreError
-from kdbench.files import TEMPORARY, atomic_write, read_json, sha256_file, sync_file, sync_folder, write_json
+from kdbench.files import TEMPORARY, atomic_write, digest, read_json, sha256_file, sync_file, sync_folder, write_json
 
 KINDS = ("tokenizers", "texts", "models", "teacher_texts", "teacher_cache", "tasks", "cells", "choices")
 DONE, INPUTS, CHECKPOINTS = "DONE.json", "inputs.json", "ckpt"
 FORMAT, LATER = 1, "later"
+SUM = "sha256"  # of DONE.json itself
 ATTEMPTS = "attempts"  # how often work on an entry was begun; beside the checkpoints, since it is no part of a result
 STATUSES = ("ok", "diverged", "failed")
+
+
+def _sum(done: dict[str, Any]) -> str:
+    return digest({name: value for name, value in done.items() if name != SUM})
 
 
 class Busy(StoreError):
@@ -88,6 +94,7 @@ class Entry:
         try:
             done = read_json(path)
             whole = done["format"] == FORMAT and done["key"] == self.key and done["status"] in STATUSES
+            whole = whole and (SUM not in done or done[SUM] == _sum(done))
             whole = whole and all(self._is_there(name, listed) for name, listed in done["files"].items())
         except (StoreError, OSError, KeyError, TypeError, ValueError, AttributeError):
             return None
@@ -180,7 +187,7 @@ class Entry:
         state, before = self.state(), self._attempts()
         failpoints.hit("begin")
         self.refuse_later()
-        if state == "damaged":
+        if state == "damaged" or self._leads_elsewhere():
             self.set_aside()
         elif state == "failed":
             (self.path / DONE).unlink()
@@ -190,6 +197,10 @@ class Entry:
             shutil.rmtree(stale) if is_folder else stale.unlink(missing_ok=True)
         write_json(self.path / INPUTS, inputs)
         atomic_write(self.checkpoints / ATTEMPTS, f"{before + 1}\n")
+
+    def _leads_elsewhere(self) -> bool:
+        """Whether what is written here would land outside the store."""
+        return self.path.is_symlink() or any(path.is_symlink() for path in (self.checkpoints, self.path / "model"))
 
     def _attempts(self) -> int:
         """Return how often work on the entry was begun; what was set aside or finished well does not count."""
@@ -227,6 +238,7 @@ class Entry:
             for path in files
         }
         done = {"format": FORMAT, "key": self.key, "status": status, **facts, "files": listed, "timing": timing}
+        done |= {SUM: _sum(json.loads(json.dumps(done)))}  # of what a reader will find: keys are words there
         shutil.rmtree(self.checkpoints, ignore_errors=True)
         failpoints.hit("done")
         write_json(self.path / DONE, done)

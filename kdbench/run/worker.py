@@ -53,7 +53,8 @@ def main() -> None:
     settings = json.loads(sys.argv[1])
     failpoints.arm_from_environment()
     faulthandler.register(signal.SIGUSR1)  # the parent asks where we stand before it ends us as hung
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides; it tells us to stop
+    for number in (signal.SIGINT, signal.SIGTERM):  # a machine that shuts down signals all processes
+        signal.signal(number, signal.SIG_IGN)  # the parent decides; it tells us to stop
     outward = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     link = Link(outward)
@@ -90,12 +91,14 @@ def serve(
     store: Store, job: dict[str, Any], tell: Callable[[dict[str, Any]], None], should_stop: Callable[[], int]
 ) -> dict[str, Any]:
     """Run one job and return how it ended, as an event."""
+    from kdbench.distill import models
     from kdbench.errors import Interrupted, KdbenchError
     from kdbench.run.cell import execute
     from kdbench.run.store import Busy
     from kdbench.run.work import Hooks
 
     hooks = Hooks(tell, should_stop)
+    models.allow_tf32(job["inputs"])
     try:
         return {"event": "finished", "done": execute(store, job, hooks)}
     except Busy as error:

@@ -183,6 +183,7 @@ class Pool(Agenda):
 
     def _take(self, worker: Worker, event: dict[str, Any]) -> None:
         if event["event"] == "ready":
+            self.attempts.pop("start", None)  # they do start
             worker.ready = True
             return
         job = worker.job

@@ -5,11 +5,13 @@ python -m pytest tests/run/test_store.py
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -48,6 +50,33 @@ def test_a_flipped_bit_is_found_before_use(entry, name):
     (entry.path / name).write_bytes(bytes(data))
     with pytest.raises(StoreError, match="damaged"):
         entry.verified()
+
+
+@pytest.mark.fault("C5", "a number in DONE.json: its own sum tells")
+@pytest.mark.parametrize(("old", "new"), [("started_at", "started_af"), ('"rate": 1.5', '"rate": 1.7'), ("7", "6")])
+def test_a_number_that_was_changed_in_done_json_is_damage(entry, old, new):
+    entry.begin({"a": 1})
+    entry.commit("ok", Clock().facts() | {"started_at": 7}, rate=1.5, rows={3: 8})
+    done = entry.path / "DONE.json"
+    assert entry.verified()["rows"] == {"3": 8}
+    text = done.read_text()
+    assert old in text
+    done.write_text(text.replace(old, new, 1))
+    assert entry.state() == "damaged" and not entry.is_whole()
+
+
+@pytest.mark.fault("H8", "an entry, its checkpoints or its model lead out of the store")
+@pytest.mark.parametrize("place", ["", "ckpt", "model"])
+def test_nothing_is_written_through_a_symlink(entry, tmp_path, place):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / ".tmp-1-00000000").write_text("mine")
+    link = entry.path / place if place else entry.path
+    link.parent.mkdir(parents=True)
+    link.symlink_to(outside, target_is_directory=True)
+    entry.begin({"a": 1})
+    assert [path.name for path in outside.iterdir()] == [".tmp-1-00000000"]
+    assert entry.state() == "unfinished" and not entry.path.is_symlink()
 
 
 @pytest.mark.parametrize("damage", ["truncate", "delete", "done truncated", "done foreign key", "done is a list"])
@@ -153,6 +182,17 @@ def test_a_full_disk_is_one_clear_error_and_leaves_the_old_file(tmp_path, monkey
     with pytest.raises(StoreError, match=r"cannot write .*x \(3 bytes\): No space left"):
         atomic_write(path, "new")
     assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+@pytest.mark.fault("C3", "a disk that takes neither a file nor the removal of one (EROFS)")
+def test_a_disk_that_is_read_only_is_one_clear_error(tmp_path, monkeypatch):
+    def refused(*_, **__):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("builtins.open", refused)
+    monkeypatch.setattr(Path, "unlink", refused)
+    with pytest.raises(StoreError, match=r"cannot write .*Read-only file system"):
+        atomic_write(tmp_path / "x", "1")
 
 
 def test_a_results_folder_that_cannot_be_made_is_named(tmp_path):
