@@ -21,8 +21,10 @@ class DistillationTrainer(SFTTrainer):
         self.teacher = teacher.eval().requires_grad_(False).to(self.args.device)
         self.objective = objective
 
-    def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **_: Any) -> Any:
-        """Return the loss of a batch, over all its targets."""
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Return the loss of a batch over all its targets; of a micro-batch, its share of the global batch's loss."""
         asked = {"input_ids": inputs["input_ids"], "attention_mask": inputs.get("attention_mask")}
         hidden = model.base_model(**asked).last_hidden_state[:, :-1]
         with torch.no_grad():
@@ -37,7 +39,9 @@ class DistillationTrainer(SFTTrainer):
             labels.clamp(min=0),
             labels != -100,
         )
-        return (parts.total, {"hidden": hidden}) if return_outputs else parts.total
+        share = 1.0 if num_items_in_batch is None else parts.tokens / num_items_in_batch
+        total = share * parts.total
+        return (total, {"hidden": hidden}) if return_outputs else total
 
 
 def main() -> None:

@@ -60,13 +60,15 @@ def linear_loss(
     _check_linear(chosen, student_hidden, student_head, teacher_hidden, teacher_head, targets, mask)
     valid = torch.ones_like(targets, dtype=torch.bool) if mask is None else mask.bool()
     hidden, target = student_hidden[valid], targets[valid]
+    if not len(target):
+        return LossParts(total=0.0 * (hidden.sum() + student_head.sum()), tokens=0)
     taught = None
     if teacher_hidden is not None and teacher_head is not None and chosen.reads_teacher:
         taught = TeacherStates(teacher_hidden.detach()[valid], teacher_head.detach())
     tokens = _linear_tokens(chosen, valid, target, taught, memory)
     tokens = replace(tokens, sampled=None if sampled is None else sampled[valid].bool())
-    if chosen.probes and len(tokens):
-        tokens = tokens.knowing(fused_probe(chosen, hidden.detach(), student_head.detach(), taught, tokens))
+    if chosen.probes:
+        tokens = tokens.knowing(fused_probe(chosen, hidden.detach(), student_head.detach(), taught, tokens, memory))
     weights = step_weights(chosen, tokens)
     return fused_loss(chosen, hidden, student_head, taught, target, weights, memory=memory, compiled=compiled)
 
@@ -84,7 +86,7 @@ def _linear_tokens(
     space = room(size, head)
     for begin in range(0, len(target), size or 1):
         logits = head_logits(taught.hidden[begin : begin + size], head, space)
-        for piece in pieces(*logits.shape):
+        for piece in pieces(logits):
             rows = slice(begin + piece.start, begin + piece.stop)
             dist = Dist(logits[piece], target[rows])
             log_probs[rows], entropies[rows] = dist.log_prob_target, dist.entropy

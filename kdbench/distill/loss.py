@@ -18,6 +18,7 @@ from kdbench.api import WATCHED, Dist, LossParts, Objective, Tokens
 from kdbench.errors import ConfigError
 from kdbench.registry import objective
 
+GPU_CHUNK_BYTES = 2**30  # small beside any model, and some hundred rows of the largest vocabularies
 CHUNK_BYTES = 24 * 2**20  # stays near a core's cache where the vocabulary is small
 MIN_ROWS = 128  # fewer would read the heads from memory more often than it takes to multiply with them
 EXACT = (torch.float32, torch.float64)  # what a logit is kept in; half precision is widened
@@ -184,30 +185,40 @@ def fused_loss(
 
 @torch.no_grad()
 def fused_probe(
-    chosen: Objective, hidden: Tensor, head: Tensor, teacher: TeacherStates | None, tokens: Tokens
+    chosen: Objective,
+    hidden: Tensor,
+    head: Tensor,
+    teacher: TeacherStates | None,
+    tokens: Tokens,
+    memory: int | None = None,
 ) -> dict[str, Tensor]:
     """Return what an objective probes of `tokens`, name → `[N]`, chunk by chunk; arguments as for `fused_loss`."""
-    size = chunk_size(head)
+    size = chunk_size(head, memory)
     found: dict[str, list[Tensor]] = {}
     for begin in range(0, len(tokens), size):
         part = slice(begin, begin + size)
-        some = tokens.part(part)
-        student = Dist(head_logits(hidden[part], head), some.target)
-        taught = None if teacher is None else Dist(head_logits(teacher.hidden[part], teacher.head), some.target)
-        for name, values in chosen.probe(student, taught, some).items():
-            found.setdefault(name, []).append(values)
+        logits = head_logits(hidden[part], head)
+        taught = None if teacher is None else head_logits(teacher.hidden[part], teacher.head)
+        for piece in pieces(logits):
+            some = tokens.part(slice(begin + piece.start, begin + piece.stop))
+            beside = None if taught is None else Dist(taught[piece], some.target)
+            for name, values in chosen.probe(Dist(logits[piece], some.target), beside, some).items():
+                found.setdefault(name, []).append(values)
     return {name: torch.cat(parts) for name, parts in found.items()}
 
 
 def chunk_size(head: Tensor, memory: int | None = None) -> int:
     """Return how many tokens a chunk holds: what fits the memory, or a core's cache, but a full matrix product."""
     row = LIVE_TENSORS * 4 * head.shape[0]
+    if memory is None and head.is_cuda:
+        memory = GPU_CHUNK_BYTES
     return max(MIN_ROWS, CHUNK_BYTES // row) if memory is None else max(1, memory // row)
 
 
-def pieces(rows: int, vocabulary: int) -> Iterator[slice]:
-    """Cut a chunk of logits for what is done class by class: matrix products want more rows at once than it does."""
-    size = max(1, PIECE_BYTES // (4 * vocabulary))
+def pieces(logits: Tensor) -> Iterator[slice]:
+    """Cut a chunk of logits for what is done class by class: on a CPU, matrix products want more rows than it does."""
+    rows, vocabulary = logits.shape
+    size = max(1, rows if logits.is_cuda else PIECE_BYTES // (4 * vocabulary))
     for begin in range(0, rows, size):
         yield slice(begin, min(begin + size, rows))
 
@@ -227,7 +238,7 @@ class _Fused(torch.autograd.Function):
             part = slice(begin, min(begin + size, targets.numel()))
             taught = None if teacher is None else head_logits(teacher.hidden[part], teacher.head, rooms[1])
             logits = head_logits(hidden[part], head, rooms[0])
-            for piece in pieces(*logits.shape):
+            for piece in pieces(logits):
                 window = slice(start + begin + piece.start, start + begin + piece.stop)
                 told = None if taught is None else taught[piece]
                 slope, weighted = _piece(measure, chosen, logits[piece], told, targets[part][piece], weights, window)

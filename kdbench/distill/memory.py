@@ -84,13 +84,18 @@ class MicroBatch:
         if rows == 1:
             raise OutOfMemory(f"out of memory: a micro-batch of one row does not fit ({sizes()}; {reason}); {ADVICE}")
         self.rows, self.halved = rows // 2, True
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        give_back()
 
     def record(self) -> dict[str, int]:
         """Return what a step's record says of it: nothing where the plan's own size fits."""
         return {RECORDED: int(self.rows or self.whole)} if self.halved else {}
+
+
+def give_back() -> None:
+    """Let the device have the memory that nothing holds any more; torch keeps it otherwise."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def facts(history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -187,6 +187,7 @@ def train(
                 checkpoint.save(folder, state)
         if code:
             raise Interrupted(f"stopped after step {index + 1}; saved", code)
+    optimizer.zero_grad(set_to_none=True)  # the examination needs the room
     model.eval()
     return state.history
 

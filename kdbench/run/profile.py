@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from kdbench.distill.loss import CHUNK_BYTES, LIVE_TENSORS
+from kdbench.distill.loss import chunk_size
 from kdbench.distill.models import head, load
 from kdbench.distill.timing import collect
 from kdbench.errors import ConfigError
@@ -174,11 +174,12 @@ def _teacher_head_ms(work: Work) -> float | None:
     plan, length = work.inputs["train"], work.store.entry("texts", work.inputs["text"]).done() or {}
     tokens = plan["batch_rows"] * (length["length"] - 1)
     hidden = torch.ones(tokens, weight.shape[1], device=weight.device)
-    size = max(1, CHUNK_BYTES // (LIVE_TENSORS * 4 * weight.shape[0]))
+    size = chunk_size(weight)
+    room = weight.new_empty(size, weight.shape[0])
     times = []
     for _ in range(5):
         begin = time.perf_counter()
         for some in hidden.split(size):
-            (some @ weight.t())[0, 0].item()
+            torch.mm(some, weight.t(), out=room[: len(some)])[0, 0].item()
         times.append(time.perf_counter() - begin)
     return round(1000 * sorted(times)[2], 3)

@@ -161,6 +161,16 @@ def test_the_linear_loss_is_the_loss_on_the_logits(spec, monkeypatch):
     assert chosen.label and linear.terms.keys() == dense.terms.keys()
 
 
+@pytest.mark.fault("E5", "a batch of which every token is masked, by any objective: 0, with a graph")
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+def test_the_linear_loss_of_no_token_is_zero_with_a_graph(spec):
+    hidden, head, taught, target = case(9, 4)
+    none = torch.zeros_like(target, dtype=torch.bool)
+    parts = linear_loss(spec, hidden, head, taught.hidden, taught.head, target, none)
+    parts.total.backward()
+    assert parts.total.item() == 0 == parts.tokens and not hidden.grad.any() and not head.grad.any()
+
+
 def test_a_tied_head_gets_both_gradients():
     embedding = torch.randn(13, 5, dtype=torch.float64, requires_grad=True)
     _, _, taught, target = case(7, 9)
