@@ -6,8 +6,8 @@ A key may end before the row's does: `"head: kl"` stands for every row that begi
 from __future__ import annotations
 
 PASSES = (
-    "What is above the floor are the passes over [chunk, V]: an exponential for each side, and their products with the "
-    "gap. One chunk serves both; nothing is computed twice."
+    "What is above the floor are the passes over [tokens, V]: an exponential for each side, and their products with "
+    "the gap. They run over pieces that fit a core's cache; nothing is computed twice."
 )
 TWICE = (
     "Without stored log p of the targets the teacher's head is multiplied twice: once to rank all tokens of the batch, "
@@ -17,11 +17,6 @@ GRADIENTS = (
     "The gradients that both sides hand back (the student head's alone is V x 768 numbers) count on both; beyond them "
     "it is the share in the note. A smaller chunk would take less and more time."
 )
-FEW = (
-    "With 512 tokens the gradients that both sides hand back (447 MiB) are by themselves more than a tenth of dense, "
-    "whose logits are a quarter of those of 2,048 tokens; beyond them it is the share in the note."
-)
-GRAPH = "A user's terms are differentiated by autograd, which keeps a chunk of every intermediate result."
 HEAD = (
     "A step of this student (0.23M parameters) is hardly more than the product with the teacher's head: that product "
     "beside the bare step is the row `bare step and the product with the teacher's head`. Above that row are the "
@@ -39,9 +34,9 @@ REASONS: dict[str, str] = {
     "step: jsd, cached": HEAD + " The mixture costs a logarithm a class more.",
     "step: kl, teacher": TEACHER,
     **{
-        f"head: {name}, V = {vocabulary}: memory": why + (f" {GRAPH}" if name == "user-written" else "")
+        f"head: {name}, V = {vocabulary}: memory": GRADIENTS
         for name in ("kl", "reverse_kl", "jsd", "atkd", "user-written")
-        for vocabulary, why in (("50,272", GRADIENTS), ("151,936", GRADIENTS), ("151,936, 512 tokens", FEW))
+        for vocabulary in ("50,272", "151,936")
     },
     "matrix: ": "Workers start once for the whole matrix, and that start is a good part of cells this small.",
 }

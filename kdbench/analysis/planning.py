@@ -77,8 +77,9 @@ def _family(suite: Suite) -> int:
     """Return how many overall rows the suite's comparison will have: contrasts x places."""
     taught = {entry["label"]: needs_teacher(entry["spec"]) for entry in suite.objectives}
     named = suite.compare.contrasts or [(n, suite.compare.baseline) for n in taught if n != suite.compare.baseline]
-    places = [len(suite.teachers) if taught.get(a, True) or taught.get(b, True) else 1 for a, b in named]
-    return max(1, len(suite.students) * sum(max(1, number) for number in places))
+    pairs = sum(max(1, len(suite.teachers_of(student))) for student in suite.students)
+    places = [pairs if taught.get(a, True) or taught.get(b, True) else len(suite.students) for a, b in named]
+    return max(1, sum(places))
 
 
 def _components(suite: Suite, results_dir: Path) -> dict[str, Any]:

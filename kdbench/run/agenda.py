@@ -129,9 +129,10 @@ class Signals:
             signal.signal(number, handler)
 
 
-def _priority(job: Job) -> tuple[int, float]:
-    """Inputs before cells, and the slowest of a kind first, so that no worker waits for it at the end."""
-    return ORDER.index(job.kind), -job.cost
+def _priority(job: Job) -> tuple[int, float, str]:
+    """Inputs before cells; the slowest of a kind first, so that no worker waits for it at the end; then those of one
+    teacher one after another, since a worker keeps one."""
+    return ORDER.index(job.kind), -job.cost, str(job.inputs.get("teacher", ""))
 
 
 def _usable(outcome: Outcome, need: str) -> bool:

@@ -14,7 +14,7 @@ from kdbench.distill import models
 from kdbench.registry import objective
 from kdbench.run.configs import Known
 from kdbench.suite import cost, footprint
-from kdbench.suite.devices import BANDWIDTH_UTILISATION, LAYER_S, RESERVED_BYTES, UTILISATION, Device
+from kdbench.suite.devices import BANDWIDTH_UTILISATION, LAYER_S, RESERVED_BYTES, TF32_COST, UTILISATION, Device
 from kdbench.suite.footprint import Size
 from kdbench.suite.materials import Pretrain
 from kdbench.suite.matrix import Cell, cells
@@ -101,8 +101,9 @@ class Budget:
         rows, together = self._rows(train), train.fsdp or 1
         guide = self.sizes[teacher] if teacher else None
         size = footprint.learning(
-            self.sizes[student], guide, rows, self.length, self.vocabulary, self.bf16, self.told.quantize, together
-        )
+            self.sizes[student], guide, rows, self.length, self.vocabulary, self.bf16, self.told.quantize, together,
+            train.lora.r if train.lora else 0, train.gradient_checkpointing,
+        )  # fmt: skip
         return row | self._fit(size, rows)
 
     def _alone(self, size: int) -> dict[str, Any]:
@@ -135,31 +136,30 @@ class Budget:
         return work if cell.spec is None else work + self._training(cell, subject)
 
     def _training(self, cell: Cell, student: Size) -> Spent:
-        chosen, train = objective(cell.spec or {}), self._train(cell)
+        chosen, train, guide = objective(cell.spec or {}), self._train(cell), self.sizes.get(str(cell.teacher))
         read = train.steps * (train.batch_tokens // self.length) * self.length
         flop = student.learning_flop(self.length) * read
         wanted, work = chosen.trajectories, Spent()
         written = 0.0 if wanted.rollout is None else (0.5 if wanted.paired else wanted.chance)
-        if cell.teacher:
-            guide = self.sizes[cell.teacher]
+        heads = 6.0 * student.hidden * self.vocabulary * read
+        if guide:
             cached = reads_cache(chosen) and self.suite.teacher.signal == "cache"
             flop += 2.0 * guide.hidden * self.vocabulary * read
+            heads += 2.0 * guide.hidden * self.vocabulary * read
             flop += guide.forward_flop(self.length) * read * (written if cached else 1.0)
         if wanted.rollout is not None:
             share = written * wanted.fresh / wanted.reuse
-            writers = [student] + (
-                [self.sizes[str(cell.teacher)]] if wanted.rollout.by in ("mixed", "interleaved") else []
-            )
+            writers = [student] + ([guide] if guide and wanted.rollout.by in ("mixed", "interleaved") else [])
             work += self._writing(writers, train, train.steps * share)
-        return work + self._compute(flop)
+        slower = heads * (TF32_COST - 1) if self.bf16 else 0.0
+        return work + self._compute(flop) + Spent(self.device.compute_s(slower))
 
     def _compute(self, flop: float) -> Spent:
         return Spent(self.device.compute_s(flop), flop)
 
     def _writing(self, writers: Iterable[Size], train: Train, batches: float) -> Spent:
         """Text of whole batches, each row to its end: a step of all rows at once for every new token."""
-        prompt = self.suite.rollouts.prompt_tokens or max(1, self.length // 4)
-        new = self.suite.rollouts.new_tokens or self.length - prompt
+        _, new = self.suite.written_tokens
         rows, work = train.batch_tokens // self.length, Spent()
         for one in writers:
             flop = one.forward_flop(self.length) * new * rows * batches

@@ -69,7 +69,8 @@ def remarks(found: dict[str, Any]) -> list[str]:
         parts = ", ".join(f"{what} {gigabytes(size)}" for what, size in row["parts"].items() if size > 1e9)
         lines.append(
             f"{name}: does not fit on one {found['device']['name']} ({parts}); take a larger device or a smaller "
-            "model, spread it (train.fsdp, teacher.placement), keep it in few bits (teacher.quantize), or leave it out"
+            "model, spread it (fsdp of train or finetune, teacher.placement), keep it in few bits (teacher.quantize), "
+            "or leave it out"
         )
     return lines
 

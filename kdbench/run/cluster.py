@@ -149,6 +149,19 @@ def _fitting(resources: dict[str, float], threads: int, gpus: float) -> int:
     return int(min(by_cpu, held * (1 / gpus // 1) if gpus <= 1 else held // gpus))
 
 
+def _check_room(ray: Any, jobs: Sequence[Job], threads: int, on_gpus: bool) -> None:
+    """Refuse jobs whose processes find no node that holds them all: Ray would wait for one for ever."""
+    together = max((job.processes for job in jobs), default=0)
+    nodes = [found["Resources"] for found in ray.nodes() if found["Alive"]]
+    kind, wanted = ("GPU", together) if on_gpus else ("CPU", together * threads)
+    largest = max((found.get(kind, 0.0) for found in nodes), default=0.0)
+    if together and largest < wanted:
+        raise ConfigError(
+            f"fsdp: expected a node with {wanted} {kind}s for {together} processes that train together, the largest "
+            f"has {largest:g}; set fsdp to what a node holds, or start a larger one"
+        )
+
+
 class RayPool(Agenda):
     """Runs jobs as Ray tasks; the interface of `workers.Pool`.
 
@@ -187,6 +200,8 @@ class RayPool(Agenda):
         Raises:
             Interrupted: on SIGINT or SIGTERM, after the jobs have saved; a second signal ends them at once.
         """
+        jobs = list(jobs)
+        _check_room(self.ray, jobs, self.settings["threads"], bool(self.placement.gpus))
         self.begin(jobs, done)
         probe = Path(self.settings["probe"])
         atomic_write(probe, b"")
@@ -216,7 +231,8 @@ class RayPool(Agenda):
         self.drop_blocked()
         while not self.stop_code and len(self.running) < self.limit and (job := self.next_ready()):
             gpus = self.placement.gpus and max(self.placement.gpus, job.processes) if job.kind in MODEL_KINDS else 0.0
-            task = self.task.options(num_gpus=gpus, name=job.title)
+            cpus = self.settings["threads"] * max(1, job.processes)
+            task = self.task.options(num_gpus=gpus, num_cpus=cpus, name=job.title)
             self.running[task.remote(self.settings, job.message(), self.board)] = job
 
     def _collect(self) -> None:

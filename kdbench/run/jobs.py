@@ -289,9 +289,8 @@ class Planner:
 
     def _rollouts(self) -> dict[str, int]:
         """Return what bounds the text that models write, without defaults left open."""
-        length, given = self.suite.data.length, self.suite.rollouts
-        prompt = given.prompt_tokens or max(1, length // (4 if self.suite.data.instructions is None else 2))
-        return {"prompt_tokens": prompt, "new_tokens": given.new_tokens or length - prompt}
+        prompt, new = self.suite.written_tokens
+        return {"prompt_tokens": prompt, "new_tokens": new}
 
     def _teacher_text(self, teacher: str, decoding: Sampling) -> Job:
         model, text = self.model(teacher, None), self._text()

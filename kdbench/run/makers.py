@@ -59,7 +59,7 @@ def _distillation_set(path: Path, tokens: int) -> data.Blocks:
     return data.distillation_set(_blocks(path), tokens)
 
 
-_frozen_model = lru_cache(maxsize=1)(placement.load)
+_load_frozen = lru_cache(maxsize=1)(placement.load)
 
 
 @lru_cache(maxsize=1)
@@ -69,7 +69,20 @@ def _cached_teacher(
     return teacher.CachedTeacher(folder, teacher.LiveTeacher(model, None, vocabulary, precision, dtype))
 
 
-FREE = (_cached_teacher.cache_clear, _frozen_model.cache_clear)  # before other processes need the devices
+FREE = (_cached_teacher.cache_clear, _load_frozen.cache_clear)  # before other processes need the devices
+_held: list[Any] = []  # which frozen model is here
+
+
+def _frozen_model(*told: Any) -> torch.nn.Module:
+    """Return a model that does not learn; another one is let go before, since two may not fit side by side."""
+    if _held != [*told]:
+        for drop in FREE:
+            drop()
+        memory.give_back()
+        _held[:] = told
+    return _load_frozen(*told)
+
+
 VALIDATED_ROWS = 64  # held-out blocks by which an objective may steer itself
 
 

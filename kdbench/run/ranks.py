@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterable
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from kdbench import errors, failpoints
-from kdbench.distill import checkpoint
+from kdbench.distill import checkpoint, memory, models
 from kdbench.errors import ConfigError, Diverged, Interrupted, KdbenchError
 from kdbench.registry import user_folders
 from kdbench.run.store import Clock
@@ -58,6 +59,7 @@ def train(work: Work, free: Iterable[Callable[[], None]] = ()) -> None:
         return
     for drop in free:
         drop()
+    memory.give_back()
     work.hooks.stage("training")
     with work.clock.part("train_s"):
         _together(work, told["fsdp"])
@@ -146,6 +148,7 @@ def _rebuilt(event: dict[str, Any]) -> KdbenchError:
 
 def serve(rank: int, told: Told, events: Any, stop: Any) -> None:
     """Be one of the processes: train, and tell."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a worker ignores it; torch ends with it those that are left
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     failpoints.arm_from_environment()
     from kdbench.run.worker import prepare
@@ -154,6 +157,7 @@ def serve(rank: int, told: Told, events: Any, stop: Any) -> None:
     tell: Callable[[dict[str, Any]], None] = events.put if rank == 0 else lambda event: None
     hooks = Hooks(tell, lambda: stop.value)
     job = told.job
+    models.allow_tf32(job["inputs"])
     work = Work(store, store.entry(job["kind"], job["key"]), job["inputs"], job["context"], hooks, Clock())
     try:
         _train(rank, told, work)

@@ -12,6 +12,7 @@ from kdbench.errors import ConfigError, did_you_mean
 UTILISATION = 0.35  # of the peak, in training and forward passes of models of this size: assumed, not measured
 BANDWIDTH_UTILISATION = 0.6  # of the memory's rate, where text is written: assumed
 LAYER_S = 4e-4  # a layer's launches, at each token that is written: assumed, of transformers' generation loop
+TF32_COST = 2.0  # the heads' products, which keep TF32, against bf16: on all of these sheets half the rate
 RESERVED_BYTES = 1.5e9  # of the device's memory, for its context and libraries: assumed
 
 

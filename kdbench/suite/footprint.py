@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from kdbench.suite import cost
 
+LINEARS = 7  # of a layer, to which adapters are put: four of attention, two or three of the rest
 WEIGHT_BYTES = {"8bit": 1.0, "4bit": 0.5 + 4 / 64}  # bitsandbytes: int8; NF4, with an fp32 scale for every 64 weights
 
 
@@ -78,21 +79,27 @@ def learning(
     bf16: bool,
     bits: str | None = None,
     processes: int = 1,
+    rank: int = 0,
+    checkpointed: bool = False,
 ) -> Footprint:
-    """Return what training takes with micro-batches of `rows`, without gradient checkpointing.
+    """Return what training takes with micro-batches of `rows`.
 
     Args:
         bits: of the teacher: `8bit`, `4bit`, or None.
         processes: that train together; the numbers are of one of them.
+        rank: of the adapters that alone are trained, about seven matrices a layer; 0: all weights are.
+        checkpointed: layers keep their input alone, and one at a time is computed again.
     """
-    states = 16 * student.parameters
+    adapters = 2 * rank * LINEARS * student.layers * student.width
+    states = 4 * student.parameters + 16 * adapters if rank else 16 * student.parameters
+    kept = student.layers + cost.KEPT if checkpointed else cost.KEPT * student.layers
     if processes > 1:
         outside = student.parameters - student.multiplied + vocabulary * student.hidden
         states = states // processes + 8 * (outside + (student.parameters - outside) // student.layers)
     return Footprint(
         states=states,
         casts=2 * student.parameters if bf16 else 0,
-        activations=(2 if bf16 else 4) * cost.KEPT * rows * length * student.layers * student.width,
+        activations=(2 if bf16 else 4) * kept * rows * length * student.width,
         teacher=frozen(teacher, vocabulary, bits) if teacher else 0,
         loss=cost.CHUNK_BYTES + 4 * vocabulary * student.hidden,
     )

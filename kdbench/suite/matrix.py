@@ -120,7 +120,7 @@ def timed_cells(suite: Suite, objective: str, baseline: str, seed: int) -> list[
     return [
         Cell(label, entry["spec"], student, teacher, seed, settings=own, instead_of=objective)
         for student in suite.students
-        for teacher in (suite.teachers if needs_teacher(entry["spec"]) else (None,))
+        for teacher in (suite.teachers_of(student) if needs_teacher(entry["spec"]) else (None,))
     ]
 
 

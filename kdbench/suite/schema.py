@@ -262,6 +262,13 @@ class Suite(Part):
         return tuple(name for name in self.teachers if (student, name) not in self.skip)
 
     @property
+    def written_tokens(self) -> tuple[int, int]:
+        """How many tokens a text that a model writes has at most: of the prompt, and new ones."""
+        length, given = self.data.length, self.rollouts
+        prompt = given.prompt_tokens or max(1, length // (4 if self.data.instructions is None else 2))
+        return prompt, given.new_tokens or length - prompt
+
+    @property
     def on_hub(self) -> bool:
         """Whether a model, the tokenizer, the text or a task comes from the Hugging Face Hub."""
         text = self.data.instructions is not None and self.data.instructions.hub is not None

@@ -175,6 +175,35 @@ def test_processes_that_train_together_and_teachers_in_few_bits_fit_where_one_do
     assert rows("4090", "teacher.placement=auto")[1]["micro_batch_that_fits"] > 0
 
 
+def test_adapters_and_activations_that_are_made_again_take_less():
+    few = ("students=[opt-1.3b]", "teachers=[opt-2.7b-tuned]", "skip=[]", "objectives=[kl]", "claims=[]",
+           "compare={baseline: floor, tasks: [swap]}")  # fmt: skip
+
+    def parts(*changes):
+        found = priced("opt_scaling", "H100", *few, *changes)["pairs"]
+        return next(one["parts"] for one in found if one["student"] and one["teacher"])
+
+    whole, adapters, again = parts(), parts("train.lora={r: 8}"), parts("train.gradient_checkpointing=true")
+    weights = whole["states"] / 4
+    assert weights < adapters["states"] < 1.1 * weights
+    layers, kept = 24, whole["activations"] / 24  # of a layer
+    assert kept < again["activations"] < 3 * kept and again["activations"] * layers > whole["activations"]
+    assert again["states"] == whole["states"] and adapters["activations"] == whole["activations"]
+
+
+@pytest.mark.parametrize("family", ["opt", "llama"])
+def test_adapters_take_about_what_they_really_hold(family):
+    pytest.importorskip("peft", reason="the package peft is not installed (extra: lora)")
+    from kdbench.distill import lora
+
+    model = made(family, **wide(family))
+    size = size_of(model.config)
+    lora.adapt(model, {"r": 4, "alpha": 8.0, "targets": []}, 0)
+    learning = sum(one.numel() for one in model.parameters() if one.requires_grad)
+    said = footprint.learning(size, None, 1, 8, 61, bf16=False, rank=4).states - 4 * size.parameters
+    assert 0.4 <= said / (16 * learning) <= 2
+
+
 def test_text_that_is_written_costs_more_than_its_operations():
     cheap, dear = (
         priced("opt_scaling", "H100", "students=[opt-125m]", "teachers=[opt-350m-tuned]", "skip=[]", "claims=[]",

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from kdbench.analysis.planning import _family
 from kdbench.suite.loader import override, parse, validate
+from kdbench.suite.matrix import cells, timed_cells
 from kdbench.suite.schema import Suite
 from tests.conftest import SUITE
 
@@ -57,6 +59,13 @@ def test_a_wrong_grid_says_what_is_wrong(parsed, objectives, message):
     with pytest.raises(ConfigError) as error:
         labels(parsed, objectives)
     assert message in str(error.value)
+
+
+def test_pairs_that_are_skipped_have_no_cells_at_equal_time_and_no_part_in_the_family():
+    suite = validate(Suite, parse(next(path for path in SUITES if path.name == "opt_scaling.yaml")))
+    taught = {(cell.student, cell.teacher) for cell in cells(suite) if cell.arm == "atkd"}
+    assert {(cell.student, cell.teacher) for cell in timed_cells(suite, "atkd", "kl", 0)} == taught
+    assert len(taught) == 9 and _family(suite) == 5 * 9
 
 
 @pytest.mark.parametrize("path", SUITES, ids=lambda path: path.name)
