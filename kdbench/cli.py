@@ -81,7 +81,7 @@ def _let_the_hub_answer(suite: Any) -> None:
 @main.command()
 @click.argument("suite", type=click.Path(path_type=Path))
 @click.option("--dry-run", is_flag=True, help="Show what would run and why; write nothing.")
-@click.option("--workers", type=click.IntRange(min=1), help="Worker processes. Default: one a core; on a GPU, one.")
+@click.option("--workers", type=click.IntRange(min=1), help="Processes. Default: one a core; on a GPU, as many as fit.")
 @click.option(
     "--only", multiple=True, metavar="KEY=VALUE,…", help="Run these cells only: objective=, student=, teacher=, seed=."
 )

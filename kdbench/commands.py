@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kdbench.errors import StoreError
-from kdbench.run import cluster, orchestrate, predict, quota, stages, tuning
+from kdbench.run import cluster, crew, orchestrate, predict, quota, stages, tuning
 from kdbench.run.jobs import Job
 from kdbench.run.store import Store
 from kdbench.suite import cost
@@ -32,7 +32,7 @@ def plan(suite: Suite, base: Path, results_dir: Path, only: Sequence[str]) -> di
     costs = {job.id: predict.price(planned, job, parameters) for job in jobs}
     total = sum(costs.values(), cost.Cost())
     runtime = planned.planner.runtime
-    count = stages.default_workers(runtime.device, runtime.threads)
+    count = crew.size(planned, jobs)
     foreseen = predict.predict(planned, jobs, count, parameters)
     wanted = {job.id for job in jobs}
     return {

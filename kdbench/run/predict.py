@@ -10,6 +10,7 @@ from typing import Any
 
 from kdbench.api import Trajectories
 from kdbench.distill.calibrate import Rates, calibrate
+from kdbench.distill.layouts import LOGIT_ROWS
 from kdbench.errors import StoreError
 from kdbench.files import read_json, write_json
 from kdbench.registry import objective
@@ -75,7 +76,7 @@ def predict(plan: Plan, jobs: Sequence[Job], workers: int, parameters: Mapping[s
         planner.configs[smallest], width, planner.vocabulary, suite.data.length, list(specs.values()), planner.runtime
     )
     model = _Model(plan, rates, parameters)
-    found = {job.id: Predicted(model.seconds(job), model.mib(job)) for job in jobs}
+    found = {job.id: Predicted(model.seconds(job), round(peak_bytes(plan, job, parameters) / 2**20)) for job in jobs}
     return Prediction(
         WORKER_S + makespan(jobs, {name: one.seconds for name, one in found.items()}, workers), workers, found
     )
@@ -153,22 +154,25 @@ class _Model:
     def _forward(self, name: str) -> float:
         return self.rates.token_s["sft"] / 3 * self._scale(name)
 
-    def mib(self, job: Job) -> int:
-        """Return the peak memory of the process that makes a job, in MiB."""
-        cell, planner = job.cell, self.plan.planner
-        if job.kind == "models" and (made := _training(job)):
-            name, teacher, settings = job.context["name"], None, made
-        elif cell is not None and cell.spec is not None:
-            name, teacher, settings = str(cell.student), cell.teacher, job.inputs["train"]
-        else:
-            return round(cost.base_bytes(planner.runtime.device) / 2**20)
-        config = planner.configs[name]
-        rows = settings.get("micro_batch") or settings["batch_rows"]
-        size = cost.memory(
-            planner.runtime.device, self.parameters[name], self.parameters[teacher] if teacher else 0,
-            rows * self.plan.suite.data.length, config.num_hidden_layers, config.hidden_size, planner.vocabulary,
-        )  # fmt: skip
-        return round(size / 2**20)
+
+def peak_bytes(plan: Plan, job: Job, parameters: Mapping[str, int]) -> int:
+    """Return the peak memory that a job takes where its models live: the process's, or its share of a GPU."""
+    cell, planner = job.cell, plan.planner
+    device = planner.runtime.device
+    if job.kind == "models" and (made := _training(job)):
+        name, teacher, settings = job.context["name"], None, made
+    elif cell is not None and cell.spec is not None:
+        name, teacher, settings = str(cell.student), cell.teacher, job.inputs["train"]
+    else:
+        read = (cell.student or cell.teacher) if cell is not None else job.context.get("teacher")
+        logits = 3 * 4 * LOGIT_ROWS * planner.vocabulary if job.kind == "teacher_cache" else 0
+        return cost.base_bytes(device) + 4 * parameters.get(str(read), 0) + logits
+    config = planner.configs[name]
+    rows = settings.get("micro_batch") or settings["batch_rows"]
+    return cost.memory(
+        device, parameters[name], parameters[teacher] if teacher else 0, rows * plan.suite.data.length,
+        config.num_hidden_layers, config.hidden_size, planner.vocabulary,
+    )  # fmt: skip
 
 
 def _training(job: Job) -> Mapping[str, Any] | None:

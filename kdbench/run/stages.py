@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 
 from kdbench.errors import Interrupted, KdbenchError
-from kdbench.run import cluster, equal_time, orchestrate, predict, quota, tuning
+from kdbench.run import cluster, crew, equal_time, orchestrate, predict, quota, tuning
 from kdbench.run.agenda import Outcome
 from kdbench.run.display import Display
 from kdbench.run.jobs import Job
@@ -129,7 +129,7 @@ class _Run:
         equal_time.keep(plan.timed, order.store)
         content = orchestrate.write_plan(plan, order.store, order.overrides)
         own = self.placement.slots if self.placement else None
-        workers = order.workers or own or default_workers(plan.planner.runtime.device, plan.suite.threads)
+        workers = order.workers or own or crew.size(plan, jobs)
         foresight = Foresight(plan, jobs, workers)
         self._announce(plan, jobs, workers)
         began = time.monotonic()
@@ -229,15 +229,3 @@ def caches(
         quota.Planned(job.title, job.key, predict.price(planned, job, counted).cache_bytes, job.id in chosen)
         for job in found
     ]
-
-
-def default_workers(device: str, threads: int) -> int:
-    """Return how many workers keep this machine busy: on CPU a process for every `threads` cores, else one."""
-    import psutil
-
-    if device != "cpu":
-        return 1
-    usable = (
-        len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else psutil.cpu_count() or 1
-    )
-    return max(1, usable // threads)

@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import stat
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ KINDS = ("tokenizers", "texts", "models", "teacher_texts", "teacher_cache", "tas
 DONE, INPUTS, CHECKPOINTS = "DONE.json", "inputs.json", "ckpt"
 FORMAT, LATER = 1, "later"
 SUM = "sha256"  # of DONE.json itself
+PEAK_GPU = "peak_gpu_mib"  # in a cell's timing, where a GPU was used
 ATTEMPTS = "attempts"  # how often work on an entry was begun; beside the checkpoints, since it is no part of a result
 STATUSES = ("ok", "diverged", "failed")
 
@@ -280,4 +282,14 @@ class Clock:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         total = round(time.monotonic() - self._start, 3)
         facts = {"started_at": self.started_at, "wall_s": total, **self.parts, **self.counts}
-        return facts | {"peak_rss_mib": round(peak)}
+        return facts | {"peak_rss_mib": round(peak)} | _gpu_peak()
+
+
+def _gpu_peak() -> dict[str, int]:
+    """Return the most MiB of a GPU that torch has held in this process since the last question; {} where none was."""
+    torch = sys.modules.get("torch")  # nothing is imported for this
+    if torch is None or not torch.cuda.is_initialized():
+        return {}
+    peak = torch.cuda.max_memory_reserved()
+    torch.cuda.reset_peak_memory_stats()
+    return {PEAK_GPU: round(peak / 2**20)}
