@@ -5,6 +5,7 @@ A file appears under its name only when whole: temporary file beside it, fsync, 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -125,7 +126,13 @@ def sync_file(path: Path) -> None:
 
 
 def sha256_file(path: Path) -> str:
-    """Return the hex sha256 of a file's bytes."""
+    """Return the hex sha256 of a file's bytes.
+
+    Raises:
+        OSError: it is not there, or is no ordinary file: a pipe would be waited for, and a device has no end.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(errno.ENOENT, "expected an ordinary file", str(path))
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -103,9 +103,11 @@ def remember(folder: Path, metric: str, found: Comparison) -> list[str]:
     with suppress(StoreError):
         known = read_json(path) if path.is_file() else {}
         known = known if isinstance(known, dict) else {}
-        earlier = [int(seeds) for seeds in known.get(metric, []) if int(seeds) < now]
-        if now > 1 and now not in known.get(metric, []):
-            write_json(path, known | {metric: sorted([*known.get(metric, []), now])})
+        looked = known.get(metric)
+        looked = [seeds for seeds in looked if isinstance(seeds, int)] if isinstance(looked, list) else []
+        earlier = [seeds for seeds in looked if seeds < now]
+        if now > 1 and now not in looked:
+            write_json(path, known | {metric: sorted([*looked, now])})
         planned = set(found.looks)
         unplanned = [seeds for seeds in earlier if seeds not in planned]
         if unplanned:

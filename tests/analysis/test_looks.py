@@ -60,8 +60,9 @@ def test_looking_again_with_more_seeds_is_called_exploratory_unless_it_was_plann
     assert looks.remember(tmp_path, "acc", planned) == []
 
 
-def test_a_spoilt_memory_is_no_reason_to_fail(tmp_path):
-    (tmp_path / looks.FILE).write_text("[not json")
+@pytest.mark.parametrize("text", ["[not json", '{"acc": null}', '{"acc": 5}', '{"acc": ["x", null]}', "[]"])
+def test_a_spoilt_memory_is_no_reason_to_fail(tmp_path, text):
+    (tmp_path / looks.FILE).write_text(text)
     assert looks.remember(tmp_path, "acc", compare(pair(), "sft")) == []
 
 

@@ -94,6 +94,15 @@ def test_gc_shows_what_no_plan_leads_to_and_removes_it_only_when_told(store):
         assert store.entry(kind, key).verified()
 
 
+@pytest.mark.fault("C7", "a device without an end in the place of a file")
+def test_a_file_that_became_a_device_is_damaged_and_not_read_for_ever(store):
+    path = store.entry("texts", OTHER).path / "model" / "x"
+    path.unlink()
+    path.symlink_to("/dev/zero")
+    result = call("doctor", "--store", "--results-dir", store.root)
+    assert result.exit_code == 4 and "model/x" in result.stdout
+
+
 def test_what_was_set_aside_goes(store):
     store.entry("cells", NEEDED).set_aside()
     assert gc(store, "--yes")[f"cells/{NEEDED}.corrupt-1"]["why"] == "damaged, and set aside"
