@@ -17,29 +17,35 @@ ON_GPU = ("head", "step")
 
 
 @click.command()
-@click.option("--only", default=",".join(GROUPS), metavar="GROUP,…", help=f"Of {', '.join(GROUPS)}.")
+@click.option("--only", metavar="GROUP,…", help=f"Of {', '.join(GROUPS)}.")
 @click.option("--quick", is_flag=True, help="An hour: one or two turns, and shorter steps and curves.")
 @click.option("--turns", type=click.IntRange(min=1), help="Turns of each contestant. Default: 3 to 5.")
 @click.option("--smoke", is_flag=True, help="Seconds, to see that everything runs; the ratios mean nothing.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write all rows there.")
 @click.option("--write", is_flag=True, help="Write benchmarks/README.md.")
 @click.option(
-    "--from", "earlier", type=click.Path(exists=True, path_type=Path), help="Measure nothing: take these rows."
-)
+    "--from", "earlier", type=click.Path(exists=True, path_type=Path),
+    help="Take these rows; measure only the groups of --only again, if any.",
+)  # fmt: skip
 def main(
-    only: str, quick: bool, turns: int | None, smoke: bool, json_path: Path | None, write: bool, earlier: Path | None
+    only: str | None,
+    quick: bool,
+    turns: int | None,
+    smoke: bool,
+    json_path: Path | None,
+    write: bool,
+    earlier: Path | None,
 ) -> None:
     """Measure kdbench beside TRL, Liger, torchtune and lm-eval; peers that are not installed are said so."""
+    chosen = only.split(",") if only else [] if earlier else list(GROUPS)
+    if unknown := set(chosen) - set(GROUPS):
+        raise click.UsageError(f"unknown groups {sorted(unknown)}; expected some of {', '.join(GROUPS)}")
+    begin = time.monotonic()
+    scale = "smoke" if smoke else "quick" if quick else "full"
+    rows, gpu = measure(chosen, scale, json_path, turns) if chosen else ([], None)
+    about = report.facts(scale, gpu, time.monotonic() - begin)
     if earlier is not None:
-        rows, about = report.from_json(earlier.read_text())
-    else:
-        chosen = only.split(",")
-        if unknown := set(chosen) - set(GROUPS):
-            raise click.UsageError(f"unknown groups {sorted(unknown)}; expected some of {', '.join(GROUPS)}")
-        begin = time.monotonic()
-        scale = "smoke" if smoke else "quick" if quick else "full"
-        rows, gpu = measure(chosen, scale, json_path, turns)
-        about = report.facts(scale, gpu, time.monotonic() - begin)
+        rows, about = report.joined(*report.from_json(earlier.read_text()), rows, about)
     report.print_table(rows)
     print(about["gpu"] or report.NO_GPU)
     if json_path:

@@ -39,7 +39,7 @@ was set before; the other rows are there for comparison.
     make bench                              # installs the peers, then `--quick`: about an hour
     make bench SCALE=                       # 3 to 5 turns, longer curves: hours
     python -m benchmarks --only head,step   # some groups
-    python -m benchmarks --json rows.json
+    python -m benchmarks --json rows.json   # and `--from rows.json --only step` measures one of them again
 """
 
 
@@ -104,6 +104,18 @@ def from_json(text: str) -> tuple[list[Row], dict[str, Any]]:
     return rows, found["about"]
 
 
+def joined(
+    rows: Sequence[Row], about: dict[str, Any], again: Sequence[Row], about_again: dict[str, Any]
+) -> tuple[list[Row], dict[str, Any]]:
+    """Put groups that were measured again in the place of earlier ones; what was measured when is kept."""
+    groups = {row.group for row in again}
+    if groups:
+        found = {"groups": sorted(groups, key=list(TITLES).index)} | {k: about_again[k] for k in ("date", "commit")}
+        about = about | {"again": [*about.get("again", []), found]}
+    kept = [row for row in rows if row.group not in groups]
+    return sorted([*kept, *again], key=lambda row: list(TITLES).index(row.group)), about
+
+
 def print_table(rows: Sequence[Row]) -> None:
     """Print a table a group."""
     from rich.console import Console
@@ -125,9 +137,21 @@ def markdown(rows: Sequence[Row], about: dict[str, Any]) -> str:
     packages = ", ".join(f"{name} {found or '(absent)'}" for name, found in about["packages"].items())
     when = f"{about['date']}, commit {about['commit']}, {about['machine']}, {about['system']}; {packages}."
     how = f"Scale: {about['scale']}; {about['seconds'] / 60:.0f} minutes; load at the end {about['load']}."
+    again = [
+        f"Measured again on the same machine: {', '.join(one['groups'])} ({one['date']}, commit {one['commit']})."
+        for one in about.get("again", [])
+    ]
     absent = [title for group, title in TITLES.items() if group not in {row.group for row in rows}]
     left_out = [f"Not measured in this run: {', '.join(absent)}.", ""] if absent else []
-    lines = [INTRODUCTION, f"{when} {how}", "", about["gpu"] or NO_GPU, "", *left_out, *_missed(rows)]
+    lines = [
+        INTRODUCTION,
+        " ".join([f"{when} {how}", *again]),
+        "",
+        about["gpu"] or NO_GPU,
+        "",
+        *left_out,
+        *_missed(rows),
+    ]
     for group in dict.fromkeys(row.group for row in rows):
         lines += ["", f"## {TITLES[group]}", ""]
         if group == "growth":

@@ -119,5 +119,9 @@ def test_the_report_has_every_row_and_the_reason_of_a_miss():
     again, facts = report.from_json(report.as_json(rows, about))
     assert again == rows and facts == about
     text = report.markdown(rows, about)
+    newer = [Row("step", "kl: time", "kdbench", "bare", 1.2, ("<=", 1.3), 1.0)]
+    both, told = report.joined(rows, about, newer, about | {"commit": "abc1234"})
+    assert both == [*rows, *newer] and "Measured again on the same machine: step" in report.markdown(both, told)
+    assert report.joined(both, told, newer, about)[0] == both and report.joined(rows, about, [], about)[1] == about
     for part in ("0 of 1 targets", reason(rows[0].key), "could not be measured", "noted", report.NO_GPU, about["date"]):
         assert part in text
