@@ -17,6 +17,9 @@ GRADIENTS = (
     "The gradients that both sides hand back (the student head's alone is V x 768 numbers) count on both; beyond them "
     "it is the share in the note. A smaller chunk would take less and more time."
 )
+DISTURBED = (
+    "Measured once, while tests ran on the machine's other core; alone, right afterwards: 1.23 (25.3 s against 20.6 s)."
+)
 HEAD = (
     "A step of this student (0.23M parameters) is hardly more than the product with the teacher's head: that product "
     "beside the bare step is the row `bare step and the product with the teacher's head`. Above that row are the "
@@ -30,6 +33,7 @@ REASONS: dict[str, str] = {
     "head: ": PASSES,
     "head: jsd": PASSES + " The mixture costs a logarithm a class more.",
     "head: atkd": TWICE,
+    "head: atkd, V = 151,936: time: kdbench, log p stored": DISTURBED,  # on 2026-11-28, commit a50c01c
     "step: ": HEAD,
     "step: jsd, cached": HEAD + " The mixture costs a logarithm a class more.",
     "step: kl, teacher": TEACHER,
