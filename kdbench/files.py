@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import pandas
 
 TEMPORARY = ".tmp-"
+SUM = "sha256"  # in a JSON document: of the rest of it
 
 
 def atomic_write(path: Path, data: bytes | str) -> None:
@@ -135,6 +136,17 @@ def sha256_file(path: Path) -> str:
         raise FileNotFoundError(errno.ENOENT, "expected an ordinary file", str(path))
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sealed(document: dict[str, Any]) -> dict[str, Any]:
+    """Return a JSON document with a sha256 of itself, as its last entry."""
+    plain = {name: value for name, value in document.items() if name != SUM}
+    return plain | {SUM: digest(plain)}
+
+
+def is_broken(document: Any) -> bool:
+    """Whether a JSON document holds a sha256 of itself that is not its own."""
+    return isinstance(document, dict) and SUM in document and document != sealed(document)
 
 
 def digest(value: Any) -> str:

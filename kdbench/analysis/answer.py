@@ -133,10 +133,10 @@ def jumped(results: SuiteResults) -> list[str]:
 
 def show(found: Comparison) -> None:
     """Print the verdict, the scores and the answer in words for a person."""
-    from kdbench.analysis.terminal import WIDTH, tables
-    from kdbench.console import stdout_console
+    from kdbench.analysis.terminal import tables
+    from kdbench.console import WIDTH, stdout_console
 
-    console = stdout_console(WIDTH)
+    console = stdout_console()
     for table in tables(found, min(console.width, WIDTH)):
         console.print(table)
         console.print()
@@ -160,10 +160,12 @@ def report_files(results_dir: Path, suite: str) -> dict[str, Path]:
 
 def is_current(results_dir: Path, suite: str) -> bool:
     """Whether a suite's report is there, and was written after its last cell: a run may end between the two."""
-    written = [path.stat().st_mtime for path in report_files(results_dir, suite).values() if path.is_file()]
-    cells = open_suite(results_dir, suite).cells
-    ended = [path.stat().st_mtime for cell in cells if (path := cell["path"] / DONE).is_file()]
-    return len(written) == len(report_files(results_dir, suite)) and min(written) >= max(ended, default=0.0)
+    store, files = Store(results_dir), report_files(results_dir, suite).values()
+    if not all(path.is_file() for path in files):
+        return False
+    keys = (cell["key"] for cell in plans.read(store.suite_folder(suite) / plans.FILE)["cells"])
+    ended = [path.stat().st_mtime for key in keys if (path := store.entry("cells", key).path / DONE).is_file()]
+    return min(path.stat().st_mtime for path in files) >= max(ended, default=0.0)
 
 
 def write_report(results_dir: Path, suite: str | None, keep: Path | None = None) -> tuple[Comparison, dict[str, Path]]:

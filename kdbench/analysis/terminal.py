@@ -11,13 +11,13 @@ from kdbench.analysis import rows as choice
 from kdbench.analysis.labels import count, cut, fold
 from kdbench.analysis.means import gap_over_pairs
 from kdbench.analysis.words import COLOURS, OVERALL, gap_text, number, p_text, place_text
+from kdbench.console import WIDTH
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from kdbench.analysis.verdict import Comparison
 
-WIDTH = 100
 MOST = 12  # rows of a table; above, the decided and the largest are shown and the others counted
 FIXED = ("floor", "ceiling")
 ELSEWHERE = "all rows: --markdown, --csv, or the report"

@@ -59,9 +59,6 @@ def _distillation_set(path: Path, tokens: int) -> data.Blocks:
     return data.distillation_set(_blocks(path), tokens)
 
 
-_load_frozen = lru_cache(maxsize=1)(placement.load)
-
-
 @lru_cache(maxsize=1)
 def _cached_teacher(
     folder: Path, model: torch.nn.Module, precision: str, vocabulary: int, dtype: torch.dtype
@@ -69,18 +66,18 @@ def _cached_teacher(
     return teacher.CachedTeacher(folder, teacher.LiveTeacher(model, None, vocabulary, precision, dtype))
 
 
-FREE = (_cached_teacher.cache_clear, _load_frozen.cache_clear)  # before other processes need the devices
-_held: list[Any] = []  # which frozen model is here
+_held: dict[tuple[Any, ...], torch.nn.Module] = {}  # the frozen model that is here, by what it was asked for with
+FREE = (_cached_teacher.cache_clear, _held.clear)  # before other processes need the devices
 
 
 def _frozen_model(*told: Any) -> torch.nn.Module:
     """Return a model that does not learn; another one is let go before, since two may not fit side by side."""
-    if _held != [*told]:
+    if told not in _held:
         for drop in FREE:
             drop()
         memory.give_back()
-        _held[:] = told
-    return _load_frozen(*told)
+        _held[told] = placement.load(*told)
+    return _held[told]
 
 
 VALIDATED_ROWS = 64  # held-out blocks by which an objective may steer itself

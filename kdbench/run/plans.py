@@ -13,14 +13,14 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError
 
 import kdbench
 from kdbench.errors import StoreError
-from kdbench.files import digest, read_json, write_json
+from kdbench.files import SUM, is_broken, read_json, sealed, write_json
 from kdbench.suite import problems
 from kdbench.suite.claims import Claim
 from kdbench.suite.external import Arm
 from kdbench.suite.part import NAME
 from kdbench.suite.schema import Compare, Examine
 
-FILE, FORMAT, SUM = "plan.json", 1, "sha256"
+FILE, FORMAT = "plan.json", 1
 
 
 class _Shape(BaseModel):
@@ -73,8 +73,7 @@ class _Plan(_Shape):
 
 def write(path: Path, content: dict[str, Any]) -> dict[str, Any]:
     """Write a plan, with its format and its sha256; return what was written."""
-    whole = {"format": FORMAT} | {name: value for name, value in content.items() if name != SUM}
-    whole |= {SUM: digest(whole)}
+    whole = sealed({"format": FORMAT} | content)
     write_json(path, whole)
     return whole
 
@@ -102,7 +101,7 @@ def read(path: Path) -> dict[str, Any]:
             f"{path}: expected a plan that kdbench wrote, found {problems.short(found)}; run its suite again"
         )
     _is_known(path, found)
-    if is_changed(found):
+    if is_broken(found):
         raise StoreError(f"{path} is damaged, or was changed by hand (its sha256 differs); run its suite again")
     try:
         shape = _Plan.model_validate(found)
@@ -118,15 +117,6 @@ def read(path: Path) -> dict[str, Any]:
     whole = {name: getattr(shape.suite, name).model_dump(mode="json") for name in ("compare", "examine")}
     named = {"overrides": shape.overrides, "environment": shape.environment.model_dump()}
     return found | named | {"suite": found["suite"] | whole}
-
-
-def is_changed(found: Any) -> bool:
-    """Whether a plan holds a sha256 of itself that is not its own."""
-    return (
-        isinstance(found, dict)
-        and SUM in found
-        and found[SUM] != digest({name: value for name, value in found.items() if name != SUM})
-    )
 
 
 def _is_known(path: Path, found: dict[str, Any]) -> None:

@@ -24,19 +24,24 @@ from filelock import FileLock, Timeout
 
 from kdbench import failpoints
 from kdbench.errors import StoreError
-from kdbench.files import TEMPORARY, atomic_write, digest, read_json, sha256_file, sync_file, sync_folder, write_json
+from kdbench.files import (
+    TEMPORARY,
+    atomic_write,
+    is_broken,
+    read_json,
+    sealed,
+    sha256_file,
+    sync_file,
+    sync_folder,
+    write_json,
+)
 
 KINDS = ("tokenizers", "texts", "models", "teacher_texts", "teacher_cache", "tasks", "cells", "choices")
 DONE, INPUTS, CHECKPOINTS = "DONE.json", "inputs.json", "ckpt"
 FORMAT, LATER = 1, "later"
-SUM = "sha256"  # of DONE.json itself
 PEAK_GPU = "peak_gpu_mib"  # in a cell's timing, where a GPU was used
 ATTEMPTS = "attempts"  # how often work on an entry was begun; beside the checkpoints, since it is no part of a result
 STATUSES = ("ok", "diverged", "failed")
-
-
-def _sum(done: dict[str, Any]) -> str:
-    return digest({name: value for name, value in done.items() if name != SUM})
 
 
 class Busy(StoreError):
@@ -96,7 +101,7 @@ class Entry:
         try:
             done = read_json(path)
             whole = done["format"] == FORMAT and done["key"] == self.key and done["status"] in STATUSES
-            whole = whole and (SUM not in done or done[SUM] == _sum(done))
+            whole = whole and not is_broken(done)
             whole = whole and all(self._is_there(name, listed) for name, listed in done["files"].items())
         except (StoreError, OSError, KeyError, TypeError, ValueError, AttributeError):
             return None
@@ -240,7 +245,7 @@ class Entry:
             for path in files
         }
         done = {"format": FORMAT, "key": self.key, "status": status, **facts, "files": listed, "timing": timing}
-        done |= {SUM: _sum(json.loads(json.dumps(done)))}  # of what a reader will find: keys are words there
+        done = sealed(json.loads(json.dumps(done)))  # the sum of what a reader will find: keys are words there
         shutil.rmtree(self.checkpoints, ignore_errors=True)
         failpoints.hit("done")
         write_json(self.path / DONE, done)

@@ -20,8 +20,7 @@ import psutil
 
 from kdbench import failpoints
 from kdbench.errors import StoreError
-from kdbench.files import read_json, sha256_file
-from kdbench.run import plans
+from kdbench.files import is_broken, read_json, sha256_file
 from kdbench.run.caches import GONE, GONE_NAME, damaged_files, held
 from kdbench.run.places import NAME, entries, size
 from kdbench.run.store import CHECKPOINTS, DONE, INPUTS, KINDS, STATUSES, Busy, Entry, Store
@@ -133,7 +132,7 @@ def _needed(store: Store) -> set[str] | None:
     try:
         for path in paths:
             plan = read_json(path)
-            if plans.is_changed(plan):
+            if is_broken(plan):
                 return None
             _words(plan, needed)
         return _followed(store, needed) if paths else None

@@ -9,8 +9,7 @@ import pytest
 
 from kdbench.analysis.answer import jumped
 from kdbench.analysis.results import open_suite
-from kdbench.files import write_json
-from kdbench.run.store import SUM
+from kdbench.files import SUM, write_json
 from tests.analysis.small_store import SmallStore
 
 JUMP = {"steps": 3, "first_step": 7, "loss": 913.26, "median": 5.7, "largest": 2000.0}

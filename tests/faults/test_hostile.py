@@ -14,8 +14,8 @@ import pytest
 from kdbench import failpoints
 from kdbench.distill import checkpoint, models
 from kdbench.errors import ConfigError
-from kdbench.files import atomic_write, read_json, sha256_file, write_json
-from kdbench.run.store import SUM, Store
+from kdbench.files import SUM, atomic_write, read_json, sha256_file, write_json
+from kdbench.run.store import Store
 from tests.conftest import call
 from tests.distill.test_convert import Bomb
 from tests.faults.house import files_of, link_tree, make

@@ -13,7 +13,7 @@ import pytest
 
 import kdbench
 from kdbench.errors import StoreError
-from kdbench.files import read_json, write_json
+from kdbench.files import read_json, sealed, write_json
 from kdbench.run import plans, upkeep
 from kdbench.run.store import FORMAT, LATER, Store
 from tests.conftest import call
@@ -45,8 +45,7 @@ def replan(results, change):
     """Change a plan as one is that was written so, sha256 and all."""
     found = read_json(plan_of(results))
     change(found)
-    found.pop(plans.SUM, None)
-    write_json(plan_of(results), found | {plans.SUM: plans.digest(found)})
+    write_json(plan_of(results), sealed(found))
 
 
 def a_cell(results, arm="kl"):
