@@ -31,9 +31,9 @@ def runs(store: Store, beside: Path) -> dict[str, MirroredRun]:
     Args:
         beside: the folder from which `MirroredRun.folder` is reached.
     """
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{store.root.resolve() / 'mlflow.db'}"
-    path = Path(uri.removeprefix("sqlite:///"))
-    if not uri.startswith("sqlite:///") or not path.is_file():
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    path = Path(uri.removeprefix("sqlite:///")) if uri else store.root.resolve() / "mlflow.db"
+    if (uri and not uri.startswith("sqlite:///")) or not path.is_file():
         return {}
     try:
         with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=2)) as database:

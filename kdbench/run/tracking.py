@@ -1,4 +1,4 @@
-"""MLflow as a mirror: one exporter, fed while cells run, rebuildable from the store at any time.
+"""MLflow as a mirror of the store, which can be made anew from it at any time.
 
 Experiment = suite, parent run = invocation, child run = cell. Results on disk are the truth: if MLflow is down, locked
 or deleted, training goes on, and `kdbench mlflow sync` makes the mirror whole again. Timestamps come from the
@@ -7,35 +7,36 @@ committed facts, so a second export adds nothing.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import queue
 import re
-import threading
+import sqlite3
 import time
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from filelock import FileLock
 
 from kdbench import failpoints, telemetry
 from kdbench.errors import KdbenchError
-from kdbench.files import read_json
-from kdbench.run.store import Store
+from kdbench.files import read_json, read_records
+from kdbench.run.caches import held
+from kdbench.run.store import Store, train_seconds
 from kdbench.run.tuning_words import in_words
 from kdbench.suite.external import ARM, CONTROL
 from kdbench.suite.matrix import point_title, title
-
-if TYPE_CHECKING:
-    from kdbench.run.job import Job
 
 BATCH = 1000
 TAGS = 90  # verdicts; MLflow takes 100 tags at once
 FILES = ("inputs.json", "results.json", "samples.parquet", "judged.parquet", "tokens.parquet", "metrics.jsonl")
 REPORT = "report"  # the folder of a report's pictures and numbers
-LIVE_EVERY_S = 5.0
+LOCK, ARTEFACTS = ".mlflow.lock", "mlartifacts"  # in the results folder
+MOVED = """
+SELECT 1 FROM experiments WHERE artifact_location <> moved(artifact_location)
+UNION ALL SELECT 1 FROM runs WHERE artifact_uri <> moved(artifact_uri) LIMIT 1"""
 KEY_TAG, DONE_TAG = "kdbench.cell_key", "kdbench.done"
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # opens as model training, not as GenAI
 TERMINAL = {"ok": "FINISHED", "diverged": "FAILED", "failed": "FAILED"}
@@ -62,27 +63,66 @@ def quiet_environment() -> None:
 
 def tracking_uri(store: Store) -> str:
     """Return MLFLOW_TRACKING_URI if set, else the SQLite file beside the results."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{store.root.resolve() / 'mlflow.db'}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or _sqlite(store.root.resolve() / "mlflow.db")
 
 
-def create_database(store: Store) -> None:
-    """Make the SQLite file whole before anyone opens it.
+def _sqlite(path: Path) -> str:
+    """Return a file's URI. SQLAlchemy decodes percent signs; MLflow does not, and would make a folder of that name."""
+    text = str(path)
+    return f"sqlite+pysqlite:///{text.replace('%', '%25')}" if "%" in text else f"sqlite:///{text}"
+
+
+def named(error: Exception, store: Store) -> KdbenchError:
+    """Return an error of MLflow, SQLAlchemy, SQLite or a network as one of ours: what it is, is in its first line."""
+    reason = (str(error).splitlines() or [""])[0]
+    return KdbenchError(
+        f"MLflow at {tracking_uri(store)}: {type(error).__name__}: {reason}; the results are safe. Try again when "
+        "it is free; a broken mlflow.db may be deleted, since it is a mirror of the results"
+    )
+
+
+def prepare_database(store: Store) -> None:
+    """Make the SQLite file whole before anyone opens it; one that came with a moved store learns where it is.
 
     MLflow's first open runs its migrations in place: killed in between, or raced by another process, the file stays
     broken for ever. So it is built under a lock in a temporary file and renamed.
     """
-    path = store.root.resolve() / "mlflow.db"
-    with FileLock(store.root / ".mlflow.lock"):
+    root = store.root.resolve()
+    path = root / "mlflow.db"
+    with FileLock(store.root / LOCK):
         if path.exists():
+            _move_along(path, f"{root.as_uri()}/{ARTEFACTS}/")
             return
         from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
         temporary = path.with_name(f".tmp-mlflow-{os.getpid()}.db")
         temporary.unlink(missing_ok=True)
-        made = SqlAlchemyStore(f"sqlite:///{temporary}", str(store.root.resolve() / "mlartifacts"))
+        made = SqlAlchemyStore(_sqlite(temporary), str(root / ARTEFACTS))
         made.engine.dispose()
         failpoints.hit("database")
         os.replace(temporary, path)
+
+
+def _move_along(path: Path, home: str) -> None:
+    """Let every run of a database have its artefacts under `home`: MLflow keeps absolute places, and writes there."""
+
+    def moved(uri: str | None) -> str | None:
+        _, found, tail = (uri or "").rpartition(f"/{ARTEFACTS}/")
+        return home + tail if found and not (uri or "").startswith(home) else uri
+
+    with closing(sqlite3.connect(path)) as database, database:
+        database.create_function("moved", 1, moved, deterministic=True)
+        if database.execute(MOVED).fetchone():
+            database.execute("UPDATE experiments SET artifact_location = moved(artifact_location)")
+            database.execute("UPDATE runs SET artifact_uri = moved(artifact_uri)")
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What was seen of a training while it ran: the records of its steps, and when each step came."""
+
+    records: list[dict[str, Any]] = field(default_factory=list)
+    at_ms: dict[int, int] = field(default_factory=dict)
 
 
 class Mirror:
@@ -98,10 +138,11 @@ class Mirror:
 
         self.store, self.plan = store, plan
         self.uri = tracking_uri(store)
-        if self.uri.startswith("sqlite:///") and "MLFLOW_TRACKING_URI" not in os.environ:
-            create_database(store)
+        if "MLFLOW_TRACKING_URI" not in os.environ:
+            prepare_database(store)
         self.client = mlflow.MlflowClient(self.uri)
-        self.experiment = self._experiment()
+        with self._alone():
+            self.experiment = self._experiment()
         self.runs: dict[str, str] = {}
         self.logged: dict[str, int] = {}
 
@@ -112,8 +153,8 @@ class Mirror:
             if found.lifecycle_stage == "deleted":
                 self.client.restore_experiment(found.experiment_id)
             return found.experiment_id
-        local = self.uri.startswith("sqlite:///")
-        place = (self.store.root.resolve() / "mlartifacts" / name).as_uri() if local else None
+        local = self.uri.startswith("sqlite")
+        place = (self.store.root.resolve() / ARTEFACTS / name).as_uri() if local else None
         question = self.plan["suite"]["question"]
         return self.client.create_experiment(
             name, artifact_location=place, tags={"mlflow.note.content": question, **KIND}
@@ -200,8 +241,23 @@ class Mirror:
         if fresh:
             self.logged[run_id] = fresh[-1]["step"]
 
-    def complete(self, cell: dict[str, Any], parent: str, folder: Path, done: dict[str, Any]) -> None:
-        """Bring a cell's run to its committed state: curves, scores, cost, artefacts, status."""
+    def complete(
+        self, cell: dict[str, Any], parent: str, folder: Path, done: dict[str, Any], seen: Seen | None = None
+    ) -> None:
+        """Bring a cell's run to its committed state, unless it is there: curves, scores, cost, artefacts, status.
+
+        Args:
+            seen: what was seen of its training while it ran.
+        """
+        with self._alone():
+            if self._find(DONE_TAG, done["key"]) is None:
+                self._complete(cell, parent, folder, done, seen or Seen())
+
+    def _alone(self) -> AbstractContextManager[Any]:
+        """Keep other processes out, which may have the same cell to write; a store on a read-only disk has none."""
+        return FileLock(self.store.root / LOCK) if os.access(self.store.root, os.W_OK) else nullcontext()
+
+    def _complete(self, cell: dict[str, Any], parent: str, folder: Path, done: dict[str, Any], seen: Seen) -> None:
         from mlflow.entities import Metric, RunTag
 
         failpoints.hit("export")
@@ -209,13 +265,11 @@ class Mirror:
         started = int(timing["started_at"] * 1000)
         run_id = self.cell_run(cell, parent, started)
         ended = started + int(timing["wall_s"] * 1000)
-        if self.client.get_run(run_id).data.tags.get(DONE_TAG) == done["key"]:
-            return
         path = folder / "metrics.jsonl"
-        records = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-        share = timing.get("train_s", 0.0) / max(1, len(records))
-        self.steps(run_id, records, lambda step: started + int(1000 * share * step))
-        scores = json.loads((folder / "results.json").read_text()) if (folder / "results.json").is_file() else {}
+        records = read_records(path) if path.is_file() else seen.records  # of what diverged there is no such file
+        share = (train_seconds(done) or 0.0) / max(1, len(records))
+        self.steps(run_id, records, lambda step: seen.at_ms.get(step, started + int(1000 * share * step)))
+        scores = read_json(folder / "results.json") if (folder / "results.json").is_file() else {}
         values = {NAMES.get(name, f"eval/{name}"): value for name, value in scores.items()} | _cost(done, records)
         self.client.log_batch(run_id, metrics=[Metric(name, value, ended, 0) for name, value in sorted(values.items())])
         for name in FILES:
@@ -228,8 +282,10 @@ class Mirror:
         self.client.set_terminated(run_id, TERMINAL[done["status"]], ended)
 
     def close_unfinished(self) -> None:
-        """Mark runs whose cell did not end in this invocation; the next one opens them again."""
-        for run_id in self.runs.values():
+        """Mark runs whose cell did not end in this invocation, nor is being made in another; the next opens them."""
+        for key, run_id in self.runs.items():
+            if held(self.store.entry("cells", key)):
+                continue
             if self.client.get_run(run_id).info.status == "RUNNING":
                 self.client.set_terminated(run_id, "KILLED")
 
@@ -258,9 +314,10 @@ def _params(cell: dict[str, Any]) -> dict[str, Any]:
 def _cost(done: dict[str, Any], records: list[dict[str, Any]]) -> dict[str, float]:
     timing = done["timing"]
     cost = {"cost/wall_seconds": timing["wall_s"], "cost/peak_memory_mib": timing["peak_rss_mib"]}
-    cost |= {f"cost/{name}_seconds": timing[f"{name}_s"] for name in ("train", "examine") if f"{name}_s" in timing}
-    if done.get("tokens") and timing.get("train_s"):
-        cost["cost/tokens_per_second"] = done["tokens"] / timing["train_s"]
+    cost |= {"cost/examine_seconds": timing["examine_s"]} if "examine_s" in timing else {}
+    if seconds := train_seconds(done):
+        cost["cost/train_seconds"] = seconds
+        cost |= {"cost/tokens_per_second": done["tokens"] / seconds} if done.get("tokens") else {}
     return cost
 
 
@@ -268,78 +325,6 @@ def listed(plan: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Return the cells of a plan by key, the trials of its tuning among them."""
     found = [*plan.get("tuning", {}).get("trials", []), *plan["cells"]]
     return {cell["key"]: cell for cell in reversed(found)}  # a cell that serves two arms goes by the first one's name
-
-
-class Exporter:
-    """Feeds the mirror from a thread of its own while cells run. What MLflow refuses never stops a run."""
-
-    def __init__(self, store: Store, plan: dict[str, Any], warn: Any):
-        self.store, self.plan, self.warn = store, plan, warn
-        self.cells = listed(plan)
-        self.events: queue.Queue[Any] = queue.Queue()
-        self.started_ms = int(time.time() * 1000)
-        self.invocation = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.started_ms / 1000))
-        self.failed = False
-        self.thread = threading.Thread(target=self._work, daemon=True)
-        self.thread.start()
-
-    def event(self, job: Job, event: dict[str, Any]) -> None:
-        """Take one event of a job (a Listener of the pool)."""
-        if job.kind == "cells" and event["event"] in ("started", "step", "finished"):
-            self.events.put((job.key, event, int(time.time() * 1000)))
-
-    def follow(self, plan: dict[str, Any]) -> None:
-        """Go on with a suite that has been planned anew, once its settings were chosen."""
-        self.plan = plan
-        self.cells = self.cells | listed(plan)
-
-    def close(self, status: str, artifacts: Iterable[Path]) -> None:
-        """Write what is left and end the parent run."""
-        self.events.put((None, {"status": status, "artifacts": list(artifacts)}, 0))
-        self.thread.join()
-
-    def _work(self) -> None:
-        try:
-            self._mirror()
-        except Exception as error:
-            self.failed = True
-            self.warn(
-                f"MLflow: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''} — the results are "
-                "safe; `kdbench mlflow sync` writes them to MLflow later"
-            )
-
-    def _mirror(self) -> None:
-        mirror = Mirror(self.store, self.plan)
-        parent = mirror.parent(self.invocation, self.started_ms)
-        steps: dict[str, list[dict[str, Any]]] = {}
-        stamps: dict[tuple[str, int], int] = {}
-        flushed = time.monotonic()
-        while True:
-            key, event, now = self.events.get()
-            if key is None:
-                break
-            if event["event"] == "started":
-                mirror.cell_run(self.cells[key], parent, now)
-            elif event["event"] == "step":
-                steps.setdefault(key, []).append(event)
-                stamps[key, event["step"]] = now
-            elif event["event"] == "finished":
-                self._flush(mirror, parent, {key: steps.pop(key, [])}, stamps)
-                mirror.complete(self.cells[key], parent, self.store.entry("cells", key).path, event["done"])
-            if steps and time.monotonic() - flushed > LIVE_EVERY_S:
-                self._flush(mirror, parent, steps, stamps)
-                steps, flushed = {}, time.monotonic()
-        mirror.close_unfinished()
-        mirror.tell_tuning(parent, self.plan)
-        mirror.finish_parent(parent, event["status"], event["artifacts"])
-
-    def _flush(
-        self, mirror: Mirror, parent: str, steps: dict[str, list[Any]], stamps: dict[tuple[str, int], int]
-    ) -> None:
-        for key, records in steps.items():
-            if records:
-                run_id = mirror.cell_run(self.cells[key], parent, stamps[key, records[0]["step"]])
-                mirror.steps(run_id, records, lambda step, key=key: stamps[key, step])
 
 
 def sync(store: Store, plan: dict[str, Any]) -> int:
@@ -352,12 +337,8 @@ def sync(store: Store, plan: dict[str, Any]) -> int:
         return _sync(store, plan)
     except KdbenchError:
         raise
-    except Exception as error:  # of MLflow, SQLAlchemy, SQLite or a network: what it is, is in its first line
-        reason = (str(error).splitlines() or [""])[0]
-        raise KdbenchError(
-            f"MLflow at {tracking_uri(store)}: {type(error).__name__}: {reason}; the results are safe. Try again when "
-            "it is free; a broken mlflow.db may be deleted, since it is a mirror of the results"
-        ) from error
+    except Exception as error:
+        raise named(error, store) from error
 
 
 def _sync(store: Store, plan: dict[str, Any]) -> int:
@@ -366,7 +347,7 @@ def _sync(store: Store, plan: dict[str, Any]) -> int:
     parent = None
     for cell in listed(plan).values():
         entry = store.entry("cells", cell["key"])
-        done = entry.done()
+        done = entry.done() if entry.is_whole(except_in="model") else None  # what is damaged is shown nowhere
         if done is None:
             continue
         known = mirror._find(DONE_TAG, cell["key"])

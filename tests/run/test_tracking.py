@@ -7,12 +7,19 @@ from __future__ import annotations
 
 import json
 import shutil
+import sqlite3
 import subprocess
 import sys
+import time
+from contextlib import closing
+from pathlib import Path
+from types import SimpleNamespace
+from urllib.parse import unquote, urlparse
 
 import pytest
 
-from kdbench.run import tracking
+from kdbench.run import plans, tracking
+from kdbench.run.exporter import Exporter
 from kdbench.run.store import Store
 from tests.conftest import call, kdbench
 
@@ -21,7 +28,7 @@ def runs(results):
     tracking.quiet_environment()
     import mlflow
 
-    client = mlflow.MlflowClient(f"sqlite:///{results / 'mlflow.db'}")
+    client = mlflow.MlflowClient(tracking.tracking_uri(Store(results)))
     experiment = client.get_experiment_by_name("tiny")
     return client, client.search_runs([experiment.experiment_id], max_results=1000)
 
@@ -96,7 +103,7 @@ def test_several_processes_may_open_a_new_database_at_once(tmp_path, count):
     Store(tmp_path).prepare()
     code = (
         "from pathlib import Path; from kdbench.run import tracking; from kdbench.run.store import Store\n"
-        f"tracking.quiet_environment(); s = Store(Path({str(tmp_path)!r})); tracking.create_database(s)\n"
+        f"tracking.quiet_environment(); s = Store(Path({str(tmp_path)!r})); tracking.prepare_database(s)\n"
         "import mlflow; mlflow.MlflowClient(tracking.tracking_uri(s)).search_experiments()"
     )
     racing = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(count)]
@@ -108,15 +115,13 @@ def test_several_processes_may_open_a_new_database_at_once(tmp_path, count):
     "I4", "the database locked by another process: a run is not hurt, a sync says so and can be repeated"
 )
 def test_a_locked_database_stops_no_run_and_is_one_error_of_a_sync(world, tmp_path):
-    import sqlite3
-
     target = tmp_path / "r"
     shutil.copytree(world[2], target)
     before, plan = snapshot(target), json.loads((target / "suites" / "tiny" / "plan.json").read_text())
     holder, said = sqlite3.connect(target / "mlflow.db", isolation_level=None), []
     holder.execute("BEGIN EXCLUSIVE")
     try:
-        exporter = tracking.Exporter(Store(target), plan, said.append)
+        exporter = Exporter(Store(target), plan, said.append)
         exporter.close("FINISHED", [])
         refused = call("mlflow", "sync", "--results-dir", target)
     finally:
@@ -140,3 +145,127 @@ def test_a_mirror_that_cannot_be_reached_is_one_error_of_a_sync(uri, world, tmp_
         (target / "mlflow.db").write_text("this is no database")
     refused = call("mlflow", "sync", "--results-dir", target)
     assert refused.exit_code == 1 and "the results are safe" in refused.stderr and "Traceback" not in refused.output
+
+
+@pytest.fixture
+def fresh(world, tmp_path):
+    """A copy of the store that MLflow has not seen, and its plan."""
+    shutil.copytree(world[2], tmp_path / "r")
+    for path in (tmp_path / "r").glob("mlflow.db*"):
+        path.unlink()
+    store = Store(tmp_path / "r")
+    return store, plans.read(store.suite_folder("tiny") / plans.FILE)
+
+
+def test_the_curve_of_a_training_that_diverged_is_what_was_seen_of_it(fresh):
+    store, plan = fresh
+    cell = next(cell for cell in plan["cells"] if cell["arm"] == "kl")
+    entry, job = store.entry("cells", cell["key"]), SimpleNamespace(kind="cells", key=cell["key"])
+    done = entry.done()
+    (entry.path / "metrics.jsonl").unlink()  # it is written at the end of a training
+    exporter = Exporter(store, plan, print)
+    for step in (1, 2, 3):
+        exporter.event(job, {"event": "step", "step": step, "loss": 2.0 / step})
+    exporter.event(job, {"event": "finished", "done": done})
+    exporter.close("FINISHED", [])
+    client, found = runs(store.root)
+    (mine,) = [run for run in found if run.data.tags.get(tracking.KEY_TAG) == cell["key"]]
+    assert [point.step for point in client.get_metric_history(mine.info.run_id, "train/loss")] == [1, 2, 3]
+
+
+@pytest.mark.fault("C5", "a digit of a cell's scores: not written into MLflow")
+def test_damaged_scores_are_not_exported(fresh):
+    store, plan = fresh
+    entry = store.entry("cells", plan["cells"][0]["key"])
+    path = entry.path / "results.json"
+    text = path.read_text()
+    path.write_text(text.replace("0.", "1.", 1))
+    assert path.stat().st_size == len(text.encode()) and entry.done()
+    assert "12 cells" in call("mlflow", "sync", "--results-dir", store.root).stderr
+    assert entry.key not in {run.data.tags.get(tracking.KEY_TAG) for run in runs(store.root)[1]}
+
+
+@pytest.mark.fault("I4", "the database deleted in the midst of a run: a sync afterwards has every cell once")
+def test_a_database_deleted_while_cells_end_is_whole_after_a_sync(fresh):
+    store, plan = fresh
+    exporter = Exporter(store, plan, print)
+    for number, cell in enumerate(plan["cells"][:4]):
+        if number == 2:
+            while not exporter.events.empty():
+                time.sleep(0.1)
+            for path in store.root.glob("mlflow.db*"):
+                path.unlink()
+        job = SimpleNamespace(kind="cells", key=cell["key"])
+        exporter.event(job, {"event": "finished", "done": store.entry("cells", cell["key"]).done()})
+    exporter.close("FINISHED", [])
+    kdbench("mlflow", "sync", "--results-dir", store.root)  # this process has the file open that is gone
+    with closing(sqlite3.connect(store.root / "mlflow.db")) as database:
+        keys = database.execute("SELECT value FROM tags WHERE key = ?", (tracking.KEY_TAG,)).fetchall()
+    assert sorted(key for (key,) in keys) == sorted({cell["key"] for cell in plan["cells"]})
+
+
+@pytest.mark.fault("C11", "results moved with their database: what is written next lies beside them")
+def test_a_store_that_was_moved_writes_nothing_where_it_was(fresh, tmp_path):
+    store, plan = fresh
+    held_back = store.entry("cells", plan["cells"][0]["key"])
+    shutil.move(held_back.path, tmp_path / "kept")
+    kdbench("mlflow", "sync", "--results-dir", store.root)  # each a process of its own, as MLflow remembers places
+    target = tmp_path / tracking.ARTEFACTS / "moved é %41"
+    target.parent.mkdir()
+    shutil.move(store.root, target)
+    shutil.move(tmp_path / "kept", target / "cells" / held_back.key)
+    assert "1 cells" in kdbench("mlflow", "sync", "--results-dir", target).stderr
+    assert not store.root.exists()
+    tracking.prepare_database(Store(target))
+    client, found = runs(target)
+    for run in (run for run in found if tracking.KEY_TAG in run.data.tags):
+        listed = client.list_artifacts(run.info.run_id)
+        assert "results.json" in {item.path for item in listed}, run.info.artifact_uri
+        assert Path(unquote(urlparse(run.info.artifact_uri).path)).is_relative_to(target)
+        assert Path(client.download_artifacts(run.info.run_id, "results.json")).read_text().startswith("{")
+
+
+@pytest.mark.fault("F5", "MLflow that fails at once: what it would have been told is not kept")
+def test_an_exporter_that_has_failed_keeps_nothing(fresh):
+    store, plan = fresh
+    (store.root / "mlflow.db").write_text("this is no database")
+    said = []
+    exporter = Exporter(store, plan, said.append)
+    exporter.thread.join(60)
+    for step in range(100):
+        exporter.event(SimpleNamespace(kind="cells", key="k"), {"event": "step", "step": step, "loss": 1.0})
+    assert exporter.failed and said and exporter.events.empty()
+    exporter.close("FINISHED", [])
+
+
+@pytest.mark.fault("D1", "two exporters of one suite that end the same cells at once: each cell is written once")
+def test_two_runs_write_a_cell_into_mlflow_once(world, fresh):
+    (store, plan), said, expected = fresh, [], snapshot(world[2])[1]
+    both = [Exporter(store, plan, said.append)]
+    time.sleep(0.01)  # an invocation is known by its millisecond
+    both.append(Exporter(store, plan, said.append))
+    for cell in plan["cells"][:4]:
+        done = store.entry("cells", cell["key"]).done()
+        job = SimpleNamespace(kind="cells", key=cell["key"])
+        both[0].event(job, {"event": "stage", "stage": "training"})
+        for exporter in both:
+            exporter.event(job, {"event": "finished", "done": done})
+    for exporter in both:
+        exporter.close("FINISHED", [])
+    _, found = runs(store.root)
+    keys = [run.data.tags[tracking.KEY_TAG] for run in found if tracking.KEY_TAG in run.data.tags]
+    assert said == [] and sorted(keys) == sorted(cell["key"] for cell in plan["cells"][:4])
+    assert len(found) == 4 + 2, "each run has a parent of its own"
+    assert all(expected[name] == points for name, points in snapshot(store.root)[1].items())
+
+
+@pytest.mark.fault("D1", "a run that is stopped while another makes one of its cells: that one's run stays alive")
+def test_a_run_that_is_stopped_leaves_the_cell_of_another_alone(fresh):
+    store, plan = fresh
+    exporter = Exporter(store, plan, print)
+    for cell in plan["cells"][:2]:
+        exporter.event(SimpleNamespace(kind="cells", key=cell["key"]), {"event": "stage", "stage": "training"})
+    with store.entry("cells", plan["cells"][0]["key"]).locked():
+        exporter.close("KILLED", [])
+    status = {run.data.tags.get(tracking.KEY_TAG): run.info.status for run in runs(store.root)[1]}
+    assert [status[cell["key"]] for cell in plan["cells"][:2]] == ["RUNNING", "KILLED"]
