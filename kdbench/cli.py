@@ -27,12 +27,14 @@ from kdbench.options import (
     echo_json,
     errors_end_well,
     executor_options,
+    forgive,
     json_option,
     objectives_option,
     registry_in_use,
     results_option,
     set_option,
 )
+from kdbench.signals import Signals, interrupt
 
 TOLD_OFFLINE = "kdbench.told_offline"  # whether the user set HF_HUB_OFFLINE, to 0 or to 1
 
@@ -41,7 +43,10 @@ TOLD_OFFLINE = "kdbench.told_offline"  # whether the user set HF_HUB_OFFLINE, to
 @click.version_option(package_name="kdbench")
 def main() -> None:
     """Which knowledge-distillation objective should I use, and how sure can I be?"""
-    click.get_current_context().meta[TOLD_OFFLINE] = "HF_HUB_OFFLINE" in os.environ
+    forgive()
+    context = click.get_current_context()
+    context.with_resource(Signals(interrupt))
+    context.meta[TOLD_OFFLINE] = "HF_HUB_OFFLINE" in os.environ
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     telemetry.switch_off()
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -232,8 +237,13 @@ def ui(port, results_dir) -> None:
     if uri.startswith(("http://", "https://")):
         click.echo(f"MLflow is served at {uri} already (MLFLOW_TRACKING_URI); open it there", err=True)
         return
-    if "MLFLOW_TRACKING_URI" not in os.environ and not (store.root / "mlflow.db").exists():
-        _sync_all(store, None)
+    if "MLFLOW_TRACKING_URI" not in os.environ:
+        if not (store.root / "mlflow.db").exists():
+            _sync_all(store, None)
+        try:
+            tracking.prepare_database(store)
+        except Exception as error:
+            raise tracking.named(error, store) from error
     click.echo(f"MLflow on http://127.0.0.1:{port} over {uri} (Ctrl-C ends it)", err=True)
     arguments = ["-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(port), "--backend-store-uri", uri]
     os.execv(sys.executable, [sys.executable, *arguments])  # noqa: S606 — our own interpreter, no shell

@@ -229,7 +229,11 @@ def run(
     ran = stages.run(order)
     result = RunResult(suite.name, results_dir, ran.jobs, ran.failed, ran.diverged, costs=ran.costs)
     result.store_failed = ran.store_failed
-    _conclude(result)
+    try:
+        _conclude(result)
+    except BaseException as error:
+        ran.give_up(error)
+        raise
     ran.close(result.report.values())
     return result
 

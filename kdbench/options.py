@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -12,7 +14,7 @@ from typing import Any
 
 import click
 
-from kdbench.errors import KdbenchError
+from kdbench.errors import KdbenchError, StoreError
 
 
 def errors_end_well(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -25,12 +27,15 @@ def errors_end_well(command: Callable[..., Any]) -> Callable[..., Any]:
         except KdbenchError as error:
             click.echo(f"error: {error}", err=True)
             sys.exit(error.exit_code)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             click.echo("interrupted", err=True)
-            sys.exit(130)
+            sys.exit(128 + (stop.args or (signal.SIGINT,))[0])
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             sys.exit(0)
+        except OSError as error:  # of a disk: not to be read, full, a name that is too long
+            click.echo(f"error: {error.strerror or error}: {error.filename or 'standard output'}", err=True)
+            sys.exit(StoreError.exit_code)
 
     return wrapped
 
@@ -64,8 +69,17 @@ def set_option(command: Callable[..., Any]) -> Callable[..., Any]:
     )(command)
 
 
+def forgive() -> None:
+    """Let stdout and stderr write `?` for a character that their encoding lacks, instead of ending the program."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
 def echo_json(value: Any) -> None:
-    click.echo(json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False, default=str))
+    """Print one JSON document; where stdout knows no UTF-8, in ASCII, so that no character is lost."""
+    plain = (sys.stdout.encoding or "").lower().replace("-", "") != "utf8"
+    click.echo(json.dumps(value, indent=2, allow_nan=False, ensure_ascii=plain, default=str))
 
 
 def registry_in_use() -> dict[str, Any]:

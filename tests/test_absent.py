@@ -5,6 +5,8 @@ python -m pytest tests/test_absent.py
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import subprocess
 import sys
@@ -13,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import call
+from tests.conftest import call, kdbench
 
 ROOT = Path(__file__).parent.parent
 EXTRAS = {
@@ -85,6 +87,16 @@ def test_tables_fit_any_terminal_without_colour_codes(settings, suite_file, tmp_
         assert result.exit_code == 0 and "\x1b" not in result.stdout, result.output
 
 
+@pytest.mark.fault("I6", "a stdout that knows ASCII alone: tables lose what it lacks, JSON nothing")
+def test_what_an_encoding_lacks_ends_no_command(suite_file):
+    suite_file.write_text(suite_file.read_text().replace("Does it work?", "¿Naïve − 漢字?"), encoding="utf-8")
+    asked = ("plan", suite_file)
+    table = kdbench(*asked, PYTHONIOENCODING="ascii").stdout
+    assert table.isascii() and "suite tiny: ?Na?ve" in table
+    document = kdbench(*asked, "--json", PYTHONIOENCODING="ascii").stdout
+    assert document.isascii() and json.loads(document)["question"] == "¿Naïve − 漢字?"
+
+
 @pytest.mark.fault("I6", "a reader that leaves after the first byte of a JSON document and of a table")
 @pytest.mark.parametrize("form", ["--json", "--dry-run"])
 def test_a_reader_that_leaves_early_is_no_error(form, suite_file):
@@ -92,6 +104,19 @@ def test_a_reader_that_leaves_early_is_no_error(form, suite_file):
     command = f"{sys.executable} -m kdbench.cli {asked} | head -c 1; exit ${{PIPESTATUS[0]}}"
     process = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     assert process.returncode in (0, 141) and "Traceback" not in process.stderr and "Exception" not in process.stderr
+
+
+@pytest.mark.fault("I6", "a reader that has left before the first byte")
+@pytest.mark.parametrize("asked", [["objectives", "list"], ["objectives", "list", "--json"], ["--help"]])
+def test_a_reader_that_was_never_there_is_no_error(asked):
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        command = [sys.executable, "-m", "kdbench.cli", *asked]
+        process = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True)
+    finally:
+        os.close(write)
+    assert process.returncode in (0, 1) and "Traceback" not in process.stderr and "Exception" not in process.stderr
 
 
 # --- CI ---------------------------------------------------------------------------------------------------------------
@@ -103,12 +128,13 @@ def unpinned(text: str) -> list[str]:
     return [one for one in used if not one.startswith("./") and not re.fullmatch(r"[^@]+@[0-9a-f]{40}", one)]
 
 
-@pytest.mark.fault("I3", "every workflow that there is: actions of others by commit, with least permissions")
+@pytest.mark.fault("I3", "CI's script runs nothing that it fetches; workflows of GitHub, were there any, pin theirs")
 def test_ci_uses_no_code_of_others_that_can_be_moved():
     for path in (ROOT / ".github").rglob("*.y*ml"):
         text = path.read_text(encoding="utf-8")
         assert unpinned(text) == [] and re.search(r"^permissions:", text, re.MULTILINE), path
     scripts = [path for path in (ROOT / ".ci").rglob("*") if path.is_file()]
+    assert scripts
     for path in scripts:
         assert not re.search(r"(curl|wget)\b[^\n]*\|\s*(ba)?sh", path.read_text(encoding="utf-8")), path
     assert unpinned("- uses: actions/checkout@v4\n  uses: ./mine\n- uses: a/b@" + "0" * 40) == ["actions/checkout@v4"]

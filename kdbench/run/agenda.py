@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from kdbench.errors import StoreError
+from kdbench.errors import Interrupted, StoreError
 from kdbench.run.jobs import Job
 
 ATTEMPTS = 3  # a job whose process dies is tried again; a crash loop ends here
@@ -112,21 +110,13 @@ class Agenda:
             listener.event(job, event)
 
 
-class Signals:
-    """SIGINT and SIGTERM go to `handle` inside, and where they went before after; none outside the main thread."""
-
-    def __init__(self, handle: Callable[[int], None]):
-        self.handle = handle
-        self.previous: dict[int, Any] = {}
-
-    def __enter__(self) -> None:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self.previous[number] = signal.signal(number, lambda got, frame: self.handle(got))
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
+def interrupted(code: int, forced: bool = False) -> Interrupted:
+    """Return how a run ends that was asked to stop; `forced`: some jobs had to be ended before they could save."""
+    if forced:
+        told = f"jobs that had not stopped after {GRACE_S:.0f} s were ended, and go on from their last checkpoints"
+    else:
+        told = "everything is saved"
+    return Interrupted(f"interrupted; {told}; run the same command to go on", code)
 
 
 def _priority(job: Job) -> tuple[int, float, str]:

@@ -23,11 +23,12 @@ from kdbench.distill.models import Runtime
 from kdbench.errors import ConfigError, Interrupted
 from kdbench.files import TEMPORARY, atomic_write
 from kdbench.run import node
-from kdbench.run.agenda import GRACE_S, Agenda, Listener, Outcome, Signals
+from kdbench.run.agenda import GRACE_S, Agenda, Listener, Outcome, interrupted
 from kdbench.run.job import Job
 from kdbench.run.store import Store
 from kdbench.run.where import Where
 from kdbench.run.workers import environment
+from kdbench.signals import Signals
 
 MODEL_KINDS = ("models", "teacher_texts", "teacher_cache", "cells")  # the jobs that use a GPU where there is one
 CONNECT_SECONDS = 10
@@ -192,7 +193,7 @@ class RayPool(Agenda):
         }
         self.running: dict[Any, Job] = {}
         self.started: set[str] = set()
-        self.stop_code, self.stopped_at = 0, 0.0
+        self.stop_code, self.stopped_at, self.forced = 0, 0.0, False
 
     def run(self, jobs: Iterable[Job], done: dict[str, dict[str, Any]]) -> Outcome:
         """Make every job, each after those it needs; `done` holds those that were complete before.
@@ -215,7 +216,7 @@ class RayPool(Agenda):
                     self._submit()
                     self._collect()
             if self.stop_code:
-                raise Interrupted("interrupted; everything is saved, run the same command to go on", self.stop_code)
+                raise interrupted(self.stop_code, self.forced)
         finally:
             probe.unlink(missing_ok=True)
         return self.outcome
@@ -285,6 +286,7 @@ class RayPool(Agenda):
                 if job.id not in self.started:
                     self.ray.cancel(reference)
         elif now - self.stopped_at > GRACE_S:
+            self.forced = True
             for reference in self.running:
                 self.ray.cancel(reference, force=True)
 

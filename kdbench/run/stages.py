@@ -15,13 +15,13 @@ from typing import Any
 
 from rich.console import Console
 
-from kdbench.errors import Interrupted, KdbenchError
+from kdbench.errors import Interrupted
 from kdbench.run import cluster, crew, equal_time, orchestrate, predict, quota, tuning
 from kdbench.run.agenda import Outcome
 from kdbench.run.display import Display
+from kdbench.run.exporter import Exporter
 from kdbench.run.jobs import Job
 from kdbench.run.store import Store
-from kdbench.run.tracking import Exporter
 from kdbench.suite.external import ABSENT
 
 
@@ -69,6 +69,11 @@ class Ran:
         if self.exporter:
             self.exporter.close("FAILED" if self.failed else "FINISHED", artifacts)
 
+    def give_up(self, error: BaseException) -> None:
+        """End the MLflow run as one that did not come to its end."""
+        if self.exporter:
+            self.exporter.close("KILLED" if isinstance(error, Interrupted | KeyboardInterrupt) else "FAILED", [])
+
 
 def run(order: Order) -> Ran:
     """Run all stages.
@@ -102,9 +107,8 @@ class _Run:
         try:
             with cluster.connected(order.cluster, plan.planner.runtime, order.store.root, self._say) as self.placement:
                 plan = self._stages(plan, jobs)
-        except KdbenchError as error:
-            if self.ran.exporter:
-                self.ran.exporter.close("KILLED" if isinstance(error, Interrupted) else "FAILED", [])
+        except BaseException as error:
+            self.ran.give_up(error)
             raise
         self._conclude(plan)
         return self.ran

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from kdbench import telemetry
-from kdbench.errors import Interrupted
-from kdbench.run.agenda import ATTEMPTS, ENDINGS, GRACE_S, Agenda, Listener, Outcome, Signals
+from kdbench.errors import Interrupted, StoreError
+from kdbench.run.agenda import ATTEMPTS, ENDINGS, GRACE_S, Agenda, Listener, Outcome, interrupted
 from kdbench.run.jobs import Job
 from kdbench.run.store import Store
 from kdbench.run.watchdog import ALIVE, Watch, cpu_of
+from kdbench.signals import Signals
 
 STACK_S = 0.5  # for a hung worker to write its stack
 
@@ -30,6 +31,8 @@ class Worker:
 
     def __init__(self, number: int, store: Store, threads: int, folders: Sequence[Path]):
         log = store.root / "logs" / f"worker-{number}.log"
+        if log.is_symlink() or log.parent.is_symlink():
+            raise StoreError(f"{log} leads out of the results folder by a symlink, and nothing is written through one")
         log.parent.mkdir(parents=True, exist_ok=True)
         settings = {"store": str(store.root), "threads": threads, "folders": [str(folder) for folder in folders]}
         with open(log, "ab") as errors:
@@ -122,7 +125,7 @@ class Pool(Agenda):
         self.store, self.threads, self.folders, self.count = store, threads, folders, count
         self.workers: list[Worker] = []
         self.selector = selectors.DefaultSelector()
-        self.stop_code, self.stopping = 0, False
+        self.stop_code, self.stopping, self.forced = 0, False, False
         self.grace: threading.Timer | None = None
 
     def run(self, jobs: Iterable[Job], done: dict[str, dict[str, Any]]) -> Outcome:
@@ -142,7 +145,7 @@ class Pool(Agenda):
                     self._collect()
                     self._stop_stalled()
                 if self.stop_code:
-                    raise Interrupted("interrupted; everything is saved, run the same command to go on", self.stop_code)
+                    raise interrupted(self.stop_code, self.forced)
             finally:
                 if self.grace:
                     self.grace.cancel()
@@ -233,6 +236,11 @@ class Pool(Agenda):
         self.stopping = True
         for worker in self.workers:
             worker.send({"stop": self.stop_code})
-        self.grace = threading.Timer(GRACE_S, lambda: [worker.process.kill() for worker in self.workers])
+        self.grace = threading.Timer(GRACE_S, self._end_by_force)
         self.grace.daemon = True
         self.grace.start()
+
+    def _end_by_force(self) -> None:
+        self.forced = True
+        for worker in self.workers:
+            worker.process.kill()

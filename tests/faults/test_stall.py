@@ -8,11 +8,12 @@ from __future__ import annotations
 import pytest
 
 from kdbench import failpoints
-from kdbench.errors import Interrupted
-from kdbench.run import agenda
+from kdbench.errors import Interrupted, KdbenchError
+from kdbench.run import agenda, orchestrate
 from kdbench.run.watchdog import ALIVE, AWAY_S, FLOOR_S, PACES, Watch, beating, cpu_of
 from kdbench.run.work import Hooks
 from kdbench.run.workers import Pool
+from tests.conftest import call
 from tests.faults.house import files_of, make
 
 
@@ -133,3 +134,15 @@ def test_a_cell_that_hangs_now_and_then_goes_on_from_its_checkpoint(house, witho
     assert outcome.failed == {} and [event["event"] for event in heard].count("died") == 2
     entry = store.entry("cells", job.key)
     assert files_of(entry) == expected[job.id] and entry.done()["timing"]["attempts"] == 3
+
+
+def test_the_patience_of_the_command_line_reaches_the_workers(suite, tmp_path, monkeypatch):
+    told = []
+
+    def pool(*given):
+        told.append(given[-1])
+        raise KdbenchError("enough")
+
+    monkeypatch.setattr(orchestrate, "Pool", pool)
+    asked = ("run", suite, "--results-dir", tmp_path / "r", "--no-mlflow")
+    assert [call(*asked, *more).exit_code for more in (["--stall", 7], [])] == [1, 1] and told == [7.0, None]

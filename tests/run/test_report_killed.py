@@ -1,0 +1,107 @@
+"""A run whose cells are all made, ended while it plans or writes its report: the next one has nothing missing.
+
+python -m pytest tests/run/test_report_killed.py
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+
+import pytest
+
+from kdbench import failpoints
+from kdbench.analysis import answer
+from kdbench.files import read_json
+from tests.conftest import call, kdbench
+from tests.faults.house import link_tree
+from tests.run.conftest import products
+
+STRIDE = 25  # at every commit one moment in so many; at night one in five
+
+
+@pytest.fixture
+def made(world, tmp_path):
+    """Return the suite, and a function that gives a store with every entry and nothing of a suite."""
+    _, suite, results, _ = world
+
+    def store():
+        shutil.rmtree(tmp_path / "r", ignore_errors=True)
+        link_tree(results, tmp_path / "r")
+        shutil.rmtree(tmp_path / "r" / "suites")
+        return tmp_path / "r"
+
+    return suite, store
+
+
+def run(suite, results):
+    return call("run", suite, "--results-dir", results, "--no-mlflow")
+
+
+def is_whole(suite, results, reference) -> bool:
+    """Whether the next run ends well, with a report of today's cells and the verdict of an undisturbed run."""
+    ended = run(suite, results)
+    assert ended.exit_code == 0, ended.output
+    folders = [folder / "suites" / "tiny" for folder in (results, reference)]
+    here, there = ({path.relative_to(folder).as_posix() for path in folder.rglob("*")} for folder in folders)
+    same = [read_json(folder / "report" / "comparison.json")["verdicts"] for folder in folders]
+    there.remove("costs.json")  # of jobs; here there were none
+    return here == there and same[0] == same[1] and answer.is_current(results, "tiny")
+
+
+@pytest.mark.fault("C2", "an end at moments of planning, of the exams' copies and of the report")
+@pytest.mark.parametrize("stride", [STRIDE, pytest.param(5, marks=pytest.mark.slow)])
+def test_a_run_that_ends_before_its_report_is_written_writes_it_the_next_time(stride, made, world, record_property):
+    suite, store = made
+    number, times = 2, 0
+    while True:
+        results = store()
+        with failpoints.armed(f"any:{number}:crash") as point:
+            try:
+                run(suite, results)
+            except failpoints.Crash:
+                times += 1
+        if point.seen < number:
+            break
+        assert is_whole(suite, results, world[2]), f"after moment {number}"
+        number += stride
+    record_property("tried", times)
+    assert times >= 3 and products(results) == products(world[2])
+
+
+@pytest.mark.fault("C2", "a full disk while the plan or the report is written: one error, exit 4")
+@pytest.mark.parametrize("number", [1, 4, 9])
+def test_a_disk_that_is_full_for_a_report_is_one_error(number, made, world):
+    suite, store = made
+    results = store()
+    with failpoints.armed(f"write:{number}:raise:ENOSPC"):
+        ended = run(suite, results)
+    assert ended.exit_code == 4 and "No space left on device" in ended.stderr and "Traceback" not in ended.output
+    assert is_whole(suite, results, world[2])
+
+
+@pytest.mark.fault("B1", "SIGTERM before the first job and while the report is written: exit 143, one word")
+@pytest.mark.parametrize("number", [1, 9])
+def test_a_sigterm_outside_the_jobs_ends_with_its_code_and_no_traceback(number, made, world):
+    suite, store = made
+    results = store()
+    asked = ("run", suite, "--results-dir", results, "--no-mlflow")
+    ended = kdbench(*asked, check=143, KDBENCH_FAILPOINT=f"write:{number}:term")
+    assert ended.stderr.splitlines()[-1] == "interrupted" and "Traceback" not in ended.stderr
+    assert is_whole(suite, results, world[2])
+
+
+@pytest.mark.fault("A2", "a cell that is newer than the report")
+def test_a_report_that_is_older_than_a_cell_is_written_anew(made, world):
+    suite, store = made
+    results = store()
+    assert is_whole(suite, results, world[2])
+    page, done = results / "suites" / "tiny" / "report.html", next(results.glob("cells/*/DONE.json"))
+    first = page.stat().st_mtime_ns
+    assert is_whole(suite, results, world[2]) and page.stat().st_mtime_ns == first, "nothing was new"
+    shutil.copy2(done, done.with_name("mine"))  # its own copy: the file is linked
+    os.replace(done.with_name("mine"), done)
+    os.utime(done, (time.time() + 5,) * 2)
+    run(suite, results)
+    assert page.stat().st_mtime_ns > first
