@@ -1,7 +1,7 @@
 """Checkpoints of one training: a safetensors file, then a JSON marker with its sha256, each written atomically.
 
-The marker also holds the metric history, so that replayed steps never appear twice. The newest marker whose file
-verifies wins; a damaged pair is set aside and the one before it is taken.
+The marker also holds the metric history, so that replayed steps never appear twice, and a sha256 of itself. The newest
+marker that verifies, as does its file, wins; a damaged pair is set aside and the one before it is taken.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from torch import Tensor
 from kdbench import failpoints
 from kdbench.distill.group import like, whole
 from kdbench.errors import StoreError
-from kdbench.files import atomic_write, read_json, sha256_file, write_json
+from kdbench.files import atomic_write, read_json, sealed, sha256_file, write_json
 
 KEPT = 2
+BROKEN = ".corrupt"
+DAMAGED = "damaged_checkpoints"  # in an entry's timing: how many were set aside, where there were any
 
 
 @dataclass
@@ -46,8 +48,8 @@ def save(folder: Path, state: State) -> None:
     path = folder / f"step-{state.step:08d}.safetensors"
     failpoints.hit("checkpoint")
     atomic_write(path, to_bytes({name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}))
-    facts = {"step": state.step, "sha256": sha256_file(path), "history": state.history, "kept": state.kept}
-    write_json(path.with_suffix(".json"), facts)
+    facts = {"step": state.step, "tensors": sha256_file(path), "history": state.history, "kept": state.kept}
+    write_json(path.with_suffix(".json"), sealed(facts))
     for marker in _markers(folder)[KEPT:]:
         failpoints.hit("prune")
         marker.unlink(missing_ok=True)
@@ -63,14 +65,20 @@ def load(folder: Path) -> State:
         path = marker.with_suffix(".safetensors")
         try:
             entry = read_json(marker)
-            if sha256_file(path) != entry["sha256"]:
+            if entry != sealed(entry) or sha256_file(path) != entry["tensors"]:
                 raise StoreError("sha256 differs")
-            return State(int(entry["step"]), load_file(path), list(entry["history"]), dict(entry.get("kept", {})))
-        except (StoreError, OSError, KeyError, TypeError, ValueError, SafetensorError):
+            return State(int(entry["step"]), load_file(path), list(entry["history"]), dict(entry["kept"]))
+        except (StoreError, OSError, KeyError, TypeError, ValueError, AttributeError, SafetensorError):
             for broken in (marker, path):
                 if broken.exists():
-                    os.replace(broken, broken.with_name(broken.name + ".corrupt"))
+                    os.replace(broken, broken.with_name(broken.name + BROKEN))
     return State()
+
+
+def facts(folder: Path) -> dict[str, int]:
+    """Return how many damaged checkpoints were set aside, for an entry's timing; {} where none was."""
+    found = {path.name.partition(".")[0] for path in folder.glob(f"step-*{BROKEN}")}
+    return {DAMAGED: len(found)} if found else {}
 
 
 def _markers(folder: Path) -> list[Path]:

@@ -30,7 +30,7 @@ from kdbench.distill.layouts import LOGIT_ROWS, Layout, cut, keep, token_numbers
 from kdbench.distill.loss import TeacherStates
 from kdbench.distill.models import body, head
 from kdbench.errors import StoreError
-from kdbench.files import atomic_write, read_json, sha256_file, write_json
+from kdbench.files import atomic_write, is_broken, read_json, sealed, sha256_file, write_json
 
 SHARD_ROWS = 64
 FORWARD_ROWS = 16  # fixed, so that a shard's bytes do not depend on who asked for it
@@ -250,7 +250,7 @@ def write_shards(
     """
     from safetensors.torch import save
 
-    manifest = _manifest(folder)
+    manifest = {name: _manifest(folder)[name] for name in ("shard_rows", "shards")}  # facts are recorded at the end
     count = -(-len(blocks) // SHARD_ROWS)
     for number in range(count):
         path = folder / _shard_name(number)
@@ -260,13 +260,13 @@ def write_shards(
             failpoints.hit("shard")
             atomic_write(path, save(make(number, chosen)))
             manifest["shards"][str(number)] = sha256_file(path)
-            write_json(folder / "manifest.json", manifest)
+            write_json(folder / "manifest.json", sealed(manifest))
         on_shard(number + 1, count)
 
 
 def record(folder: Path, **facts: Any) -> None:
     """Add facts to a cache's manifest, such as the measured effect of its layout."""
-    write_json(folder / "manifest.json", _manifest(folder) | facts)
+    write_json(folder / "manifest.json", sealed(_manifest(folder) | facts))
 
 
 def uncertainty(folder: Path) -> dict[str, float]:
@@ -288,7 +288,7 @@ def uncertainty(folder: Path) -> dict[str, float]:
 def _manifest(folder: Path) -> dict[str, Any]:
     try:
         found = read_json(folder / "manifest.json")
-        if found["shard_rows"] == SHARD_ROWS and isinstance(found["shards"], dict):
+        if found["shard_rows"] == SHARD_ROWS and isinstance(found["shards"], dict) and not is_broken(found):
             return found
     except (StoreError, KeyError, TypeError):
         pass

@@ -227,9 +227,11 @@ class _Learner:
         with part("optimiser"):
             self.optimizer.step()
         kept = dict(objective.observe(at, Measured(found.total, found.watched, self._validate)))
+        if bad := [name for name, value in kept.items() if not math.isfinite(value)]:
+            raise Diverged(at.index, f"the objective's state {bad[0]} = {kept[bad[0]]} is not finite", found.total)
         record = {"step": at.index + 1, "loss": found.total}
         record |= {f"loss/{name}": value for name, value in found.terms.items()}
-        record |= {f"watch/{name}": value for name, value in found.watched.items()}
+        record |= {f"watch/{name}": value for name, value in found.watched.items() if math.isfinite(value)}
         record |= {f"state/{name}": value for name, value in kept.items()}
         record |= {f"rollout/{name}": value for name, value in text.stats.items()}
         return record | {"grad_norm": norm, "lr": rate} | self.micro.record(), kept
@@ -280,7 +282,8 @@ class _Learner:
         if not self.source.known:
             probed = self.group.inside(lambda: self._probed(objective, batch, tokens, micro_batch))
             self.source.known = self.group.joined(probed)
-        return tokens.knowing(self.source.known)
+        known = {name: values.to(batch.ids.device) for name, values in self.source.known.items()}  # of a checkpoint
+        return tokens.knowing(known)
 
     def _probed(self, objective: Objective, batch: Batch, tokens: Tokens, micro_batch: int | None) -> dict[str, Tensor]:
         found: dict[str, list[Tensor]] = {}

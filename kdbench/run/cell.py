@@ -10,9 +10,11 @@ import re
 from functools import lru_cache
 from typing import Any
 
+from kdbench.distill import checkpoint
 from kdbench.errors import ConfigError, Diverged, Interrupted, OutOfMemory, StoreError
+from kdbench.files import read_json
 from kdbench.run.makers import MAKERS
-from kdbench.run.store import Clock, Store
+from kdbench.run.store import INPUTS, Clock, Store
 from kdbench.run.work import Hooks, Work
 
 # The disk is full, over quota, read-only or broken, or the file is larger than is allowed.
@@ -34,6 +36,7 @@ def execute(store: Store, job: dict[str, Any], hooks: Hooks) -> dict[str, Any]:
         done = entry.done()
         if done is not None and done["status"] != "failed":
             if entry.is_whole():
+                entry.drop_checkpoints()
                 return done
             entry.set_aside()
         for need in job["needs"]:
@@ -43,7 +46,7 @@ def execute(store: Store, job: dict[str, Any], hooks: Hooks) -> dict[str, Any]:
         work = Work(store, entry, job["inputs"], job["context"], hooks, clock)
         try:
             facts = MAKERS[job["kind"]](work)
-            entry.commit("ok", clock.facts(), **(facts or {}))
+            entry.commit("ok", clock.facts() | checkpoint.facts(entry.checkpoints), **(facts or {}))
         except Diverged as error:
             entry.commit("diverged", clock.facts(), reason=str(error), step=error.step)
         except (ConfigError, StoreError, Interrupted):
@@ -70,7 +73,10 @@ def _is_of_the_disk(error: Exception) -> bool:
 
 @lru_cache(maxsize=64)
 def _verify(store: Store, need: str) -> None:
-    """Check an input's sha256 sums once a worker; set it aside if damaged, so that the next run makes it again."""
+    """Check an input's sha256 sums once a worker; set it aside if damaged, so that the next run makes it again.
+
+    With a text comes its tokenizer, which whoever reads the text reads too.
+    """
     entry = store.entry(*need.split("/"))
     try:
         entry.verified()
@@ -81,3 +87,5 @@ def _verify(store: Store, need: str) -> None:
             if entry.state() in ("ok", "damaged"):
                 raise StoreError(f"{error} (set aside as {entry.set_aside().name})") from None
         raise
+    if need.startswith("texts/"):
+        _verify(store, f"tokenizers/{read_json(entry.path / INPUTS)['tokenizer']}")

@@ -34,7 +34,7 @@ from kdbench.distill.group import Alone
 from kdbench.evaluate import tasks
 from kdbench.files import atomic_write, read_json
 from kdbench.registry import objective
-from kdbench.run import exams, external, material, origins, ranks
+from kdbench.run import exams, material, origins, ranks
 from kdbench.run.store import INPUTS, Entry, Store
 from kdbench.run.watchdog import beating
 from kdbench.run.work import Work
@@ -87,9 +87,18 @@ def _text(work: Work) -> Entry:
     return work.find("texts", work.inputs["text"])
 
 
-def _text_tokenizer(work: Work) -> Any:
+def _tokenizer_folder(work: Work) -> Path:
     text = read_json(_text(work).path / INPUTS)
-    return _tokenizer(work.find("tokenizers", text["tokenizer"]).path / "tokenizer")
+    return work.find("tokenizers", text["tokenizer"]).path / "tokenizer"
+
+
+def _text_tokenizer(work: Work) -> Any:
+    return _tokenizer(_tokenizer_folder(work))
+
+
+@lru_cache(maxsize=64)
+def _check_tokenizer(model: Path, folder: Path) -> None:
+    models.check_tokenizer(model, _tokenizer(folder))
 
 
 def model_folder(store: Store, key: str) -> Path:
@@ -108,6 +117,9 @@ def make_tokenizer(work: Work) -> None:
     elif "gguf" in work.context:
         gguf.tokenizer(Path(work.context["gguf"])).save_pretrained(folder)
     elif "path" in work.context:
+        origins.check_unchanged(
+            origins.tokenizer_files(work.context["path"]), work.inputs["files"], work.context["path"]
+        )
         models.load_tokenizer(Path(work.context["path"])).save_pretrained(folder)
     else:
         data.train_tokenizer(material.splits(work)["train"], work.inputs["bpe"], folder)
@@ -136,12 +148,13 @@ def make_model(work: Work) -> dict[str, Any]:
     folder, inputs = work.entry.path / "model", work.inputs
     if "path" in work.context:
         origins.take_over(Path(work.context["path"]), folder)
+        origins.check_unchanged(models.folder_fingerprint(folder), inputs["weights"], work.context["path"])
         return {}
     if "hub" in inputs:
         work.hooks.stage(f"fetching {inputs['hub']['id']}")
         source = origins.downloaded(work.context, folder)
         if source != folder:
-            origins.take_over(source, folder)
+            origins.take_over(source, folder, link=True)  # nobody writes into the Hub's cache
         return {}
     if "from" in inputs or "gguf" in inputs:
         if "gguf" in inputs:
@@ -232,8 +245,9 @@ def make_cell(work: Work) -> dict[str, Any]:
         ranks.train(work, free=FREE)
     guided = inputs["arm"] in ("objective", ARM) and "teacher" in inputs
     guide = _teacher_model(work) if guided else None
-    if inputs["arm"] == ARM:
-        external.check_tokenizer(folder, tokenizer)
+    for role in ("student", "teacher"):
+        if role in inputs:
+            _check_tokenizer(model_folder(work.store, inputs[role]), _tokenizer_folder(work))
     with work.clock.part("load_s"):
         model = _teacher_model(work) if ceiling else models.load(folder, work.runtime)
         models.head(model, len(tokenizer))
@@ -248,7 +262,7 @@ def make_cell(work: Work) -> dict[str, Any]:
         if work.context.get("keep", True):  # of a trial only the scores are wanted
             _save_model(model, tokenizer, work.entry.path / "model")
         read = inputs["train"]["steps"] * inputs["train"]["batch_rows"] * blocks.length
-        facts = {"final_loss": history[-1]["loss"], "tokens": read}
+        facts = {"final_loss": history[-1]["loss"], "tokens": read, "steps": inputs["train"]["steps"]}
         facts |= source.facts(history) | memory.facts(history) | jumps.facts(history)
     held_out = _blocks(_text(work).path / f"{inputs['examine'].get('split', 'test')}.safetensors")
     exams.examine(work, model, tokenizer, guide, held_out)
@@ -323,6 +337,7 @@ def _learn(
     if blocks.positions is not None:
         models.check_packing(model)
     work.hooks.stage("training")
+    work.clock.counts["train_steps"] = 0  # said of a training that was complete before, too
 
     def on_step(record: dict[str, Any]) -> None:
         work.clock.count("train_steps")

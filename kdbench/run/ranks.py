@@ -55,6 +55,7 @@ def train(work: Work, free: Iterable[Callable[[], None]] = ()) -> None:
     """
     told = work.training
     check_devices(told["fsdp"], work.runtime.device)
+    work.clock.counts["train_steps"] = 0
     if checkpoint.load(work.entry.checkpoints).step == told["steps"]:
         return
     for drop in free:

@@ -9,7 +9,9 @@ as `<key>.corrupt-<n>`, said, and made again: never silently used, never silentl
 from __future__ import annotations
 
 import json
+import math
 import os
+import secrets
 import shutil
 import stat
 import sys
@@ -41,6 +43,7 @@ DONE, INPUTS, CHECKPOINTS = "DONE.json", "inputs.json", "ckpt"
 FORMAT, LATER = 1, "later"
 PEAK_GPU = "peak_gpu_mib"  # in a cell's timing, where a GPU was used
 ATTEMPTS = "attempts"  # how often work on an entry was begun; beside the checkpoints, since it is no part of a result
+LEAVINGS = ".tmp*"  # of a process that was killed while it wrote: ours, and those of safetensors
 STATUSES = ("ok", "diverged", "failed")
 
 
@@ -60,7 +63,7 @@ class Store:
         Raises:
             StoreError: when it cannot.
         """
-        probe = self.root / f"{TEMPORARY}probe-{os.getpid()}"
+        probe = self.root / f"{TEMPORARY}probe-{os.getpid()}-{secrets.token_hex(4)}"
         atomic_write(probe, b"")
         probe.unlink()
 
@@ -70,8 +73,16 @@ class Store:
         return Entry(self.root / kind / key)
 
     def suite_folder(self, name: str) -> Path:
-        """Return where a suite's plan and report live."""
-        return self.root / "suites" / name
+        """Return where a suite's plan and report live.
+
+        Raises:
+            StoreError: it leads out of the store.
+        """
+        folder = self.root / "suites" / name
+        for path in (folder, *(folder / one for one in ("report", "lm_eval_tasks"))):
+            if path.is_symlink():
+                raise StoreError(f"{path} is a symlink, and nothing is written through one; remove it")
+        return folder
 
 
 @dataclass(frozen=True)
@@ -101,7 +112,7 @@ class Entry:
         try:
             done = read_json(path)
             whole = done["format"] == FORMAT and done["key"] == self.key and done["status"] in STATUSES
-            whole = whole and not is_broken(done)
+            whole = whole and not is_broken(done) and _are_numbers(done["timing"])
             whole = whole and all(self._is_there(name, listed) for name, listed in done["files"].items())
         except (StoreError, OSError, KeyError, TypeError, ValueError, AttributeError):
             return None
@@ -125,18 +136,25 @@ class Entry:
             self.refuse_later()
             raise StoreError(f"{self.path} is not complete; run its suite again")
         for name, expected in done["files"].items():
-            if sha256_file(self.path / name) != expected["sha256"]:
+            if not self._verifies(name, expected):
                 raise StoreError(
                     f"{self.path / name} is damaged (its sha256 differs from DONE.json); run its suite again"
                 )
         return done
+
+    def _verifies(self, name: str, listed: dict[str, Any]) -> bool:
+        """Whether a file has the sha256 in DONE.json; one that cannot be read, or has just gone, has not."""
+        try:
+            return sha256_file(self.path / name) == listed["sha256"]
+        except OSError:
+            return False
 
     def is_whole(self, except_in: str | None = None) -> bool:
         """Whether the entry is complete and every file's sha256 is right; the folder `except_in` is not read."""
         done = self.done()
         listed = {} if done is None else done["files"]
         read = (name for name in listed if name.split("/")[0] != except_in)
-        return done is not None and all(sha256_file(self.path / name) == listed[name]["sha256"] for name in read)
+        return done is not None and all(self._verifies(name, listed[name]) for name in read)
 
     def state(self) -> str:
         """Return `new`, `unfinished`, `damaged`, or the status in DONE.json: `ok`, `diverged`, `failed`.
@@ -178,12 +196,14 @@ class Entry:
         Raises:
             Busy: when another process holds it for longer than `wait_s`.
         """
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.lock_path)
         try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=wait_s)
         except Timeout:
             raise Busy(f"{self.path} is being made by another process; this run goes on without it") from None
+        except OSError as error:
+            raise StoreError(f"cannot lock {self.lock_path}: {error.strerror or error}") from error
         try:
             yield
         finally:
@@ -199,15 +219,15 @@ class Entry:
         elif state == "failed":
             (self.path / DONE).unlink()
         self.path.mkdir(parents=True, exist_ok=True)
-        for stale in self.path.rglob(f"{TEMPORARY}*"):
+        for stale in self.path.rglob(LEAVINGS):
             is_folder = stale.is_dir() and not stale.is_symlink()
             shutil.rmtree(stale) if is_folder else stale.unlink(missing_ok=True)
         write_json(self.path / INPUTS, inputs)
         atomic_write(self.checkpoints / ATTEMPTS, f"{before + 1}\n")
 
     def _leads_elsewhere(self) -> bool:
-        """Whether what is written here would land outside the store."""
-        return self.path.is_symlink() or any(path.is_symlink() for path in (self.checkpoints, self.path / "model"))
+        """Whether what is written here may land outside the store: nothing of ours is a symlink."""
+        return self.path.is_symlink() or any(path.is_symlink() for path in self.path.rglob("*"))
 
     def _attempts(self) -> int:
         """Return how often work on the entry was begun; what was set aside or finished well does not count."""
@@ -228,7 +248,7 @@ class Entry:
         return target
 
     def commit(self, status: str, timing: dict[str, Any], **facts: Any) -> None:
-        """Sum up the files, drop the checkpoints and write DONE.json: the entry is complete from here on.
+        """Sum up the files, write DONE.json, by which the entry is complete, and drop the checkpoints.
 
         Args:
             status: `ok`, `diverged` or `failed`.
@@ -246,9 +266,15 @@ class Entry:
         }
         done = {"format": FORMAT, "key": self.key, "status": status, **facts, "files": listed, "timing": timing}
         done = sealed(json.loads(json.dumps(done)))  # the sum of what a reader will find: keys are words there
-        shutil.rmtree(self.checkpoints, ignore_errors=True)
         failpoints.hit("done")
         write_json(self.path / DONE, done)
+        self.drop_checkpoints()
+
+    def drop_checkpoints(self) -> None:
+        """Remove what a complete entry needs no more; what a crash just after DONE.json has left goes the next time."""
+        if self.checkpoints.exists():
+            failpoints.hit("drop")
+            shutil.rmtree(self.checkpoints, ignore_errors=True)
 
     def _sync(self, files: list[Path]) -> None:
         """Make durable what libraries wrote: after a power loss DONE.json must not stand beside files that do not."""
@@ -256,6 +282,26 @@ class Entry:
             sync_file(path)
         for folder in {path.parent for path in files}:
             sync_folder(folder)
+
+
+def _are_numbers(timing: dict[str, Any]) -> bool:
+    """Whether all values are finite numbers, or dicts of such."""
+    return all(
+        _are_numbers(value) if isinstance(value, dict) else isinstance(value, int | float) and math.isfinite(value)
+        for value in timing.values()
+    )
+
+
+def train_seconds(done: dict[str, Any]) -> float | None:
+    """Return the seconds of a whole training, from DONE.json.
+
+    One that was resumed timed its last part alone: from that the whole is worked out. None where no step was timed.
+    """
+    timing = done["timing"]
+    took, timed, steps = timing.get("train_s"), timing.get("train_steps"), done.get("steps")
+    if not took or timed == 0:
+        return None
+    return round(took * steps / timed, 3) if timed and steps else took
 
 
 class Clock:

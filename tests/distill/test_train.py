@@ -83,6 +83,7 @@ def test_an_interrupted_training_ends_with_the_same_bytes(stop_after, teacher_mo
     with pytest.raises(Interrupted) as stopped:
         learn(tiny(0), "atkd", blocks, live(teacher_model, blocks), tmp_path / "b", should_stop=lambda: next(steps))
     assert stopped.value.exit_code == 143
+    assert checkpoint.load(tmp_path / "b").step == stop_after, "a stop saves the step that it has just taken"
     found = learn(resumed, "atkd", blocks, live(teacher_model, blocks), tmp_path / "b")
     assert torch.equal(weights(undisturbed), weights(resumed))
     assert found == expected

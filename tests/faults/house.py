@@ -37,6 +37,7 @@ objectives:
 - kl
 - {{name: distillm, phi: 0.9, capacity: 12, fresh: 0.5, label: replay}}
 - {{name: gkd, label: written}}
+- taid
 seeds: [0]
 train: {{steps: 12, batch_tokens: 128, lr: 1e-2, checkpoint_steps: 4}}
 examine: {{tasks: [swap], items: 20, batch_size: 8, intrinsic_tokens: 64}}

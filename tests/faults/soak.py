@@ -47,14 +47,15 @@ objectives:
 - sft
 - kl
 - reverse_kl+atkd
+- taid
 - {{name: distillm, phi: 0.9, capacity: 12, fresh: 0.5, label: replay}}
 seeds: {seeds}
-train: {{steps: 6, batch_tokens: 128, lr: 1e-2, checkpoint_steps: 2}}
+train: {{steps: 24, batch_tokens: 128, lr: 1e-2, checkpoint_steps: 4}}
 examine: {{tasks: [swap], items: 20, batch_size: 8, intrinsic_tokens: 64}}
 compare: {{baseline: kl, tasks: [swap]}}
 device: cpu
 """
-ARMS = 5  # the four objectives and the untouched student; the teacher's own cell comes once
+ARMS = 6  # the five objectives and the untouched student; the teacher's own cell comes once
 PARENT_SHARE = 1 / 12  # of the kills hit the whole run
 WARM_S, LEAST_S = 45.0, 30.0  # until everything is imported; the shortest life whose slope means something
 WORKER_MIB_A_MINUTE = 12.0  # some forty cells: a model, its moments and its text, were they kept, would be as much

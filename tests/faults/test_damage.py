@@ -18,6 +18,7 @@ import pytest
 from kdbench import failpoints
 from kdbench.errors import StoreError
 from kdbench.files import atomic_write
+from kdbench.run.display import _ending
 from kdbench.run.store import Store
 from tests.faults.house import files_of, link_tree, make
 
@@ -108,7 +109,7 @@ def test_a_cell_with_damaged_scores_is_planned_and_made_again(copy, house, suite
 @pytest.mark.parametrize("what", ["shard", "checkpoint", "model"])
 def test_what_vanishes_is_made_again_and_nothing_else(what, copy, house, expected):
     job = house.job("teacher_cache" if what == "shard" else "kl")
-    entry = copy.entry(job.kind, job.key)
+    entry, untouched = copy.entry(job.kind, job.key), stamps(copy)
     if what == "shard":
         (entry.path / "shard-000000.safetensors").unlink()
     elif what == "model":
@@ -118,6 +119,35 @@ def test_what_vanishes_is_made_again_and_nothing_else(what, copy, house, expecte
         with failpoints.armed("step:10:crash"), pytest.raises(failpoints.Crash):
             make(copy, job)
         max(entry.checkpoints.glob("*.safetensors")).unlink()
+    with failpoints.armed("step:99:crash") as point:
+        assert made_again(copy, job, expected)
+    assert point.seen == {"shard": 0, "checkpoint": 8, "model": 12}[what]
+    assert {path: stamp for path, stamp in stamps(copy).items() if entry.key not in str(path)} == {
+        path: stamp for path, stamp in untouched.items() if entry.key not in str(path)
+    }
+
+
+def stamps(store):
+    """When each file of a store was last written, but for locks."""
+    found = (path for path in store.root.rglob("*") if path.is_file() and path.suffix != ".lock")
+    return {path: path.stat().st_mtime_ns for path in found}
+
+
+@pytest.mark.fault("C7", "a file of each thing that a cell needs, gone or flipped: named, set aside, made again")
+@pytest.mark.parametrize("how", ["gone", "flipped"])
+@pytest.mark.parametrize("kind", ["tokenizers", "texts", "tasks", "teacher_cache", "models"])
+def test_a_need_that_is_damaged_is_named_set_aside_and_made_again(kind, how, copy, house, expected):
+    job = house.job("kl")
+    shutil.rmtree(copy.entry("cells", job.key).path)
+    for need in [one for one in house.jobs if one.kind == kind]:
+        entry = copy.entry(need.kind, need.key)
+        path = entry.path / max(entry.done()["files"], key=lambda name: entry.done()["files"][name]["bytes"])
+        content = path.read_bytes()
+        path.unlink() if how == "gone" else rewrite(path, content[:-1] + bytes([content[-1] ^ 1]))
+        with pytest.raises(StoreError, match=re.escape(str(entry.path))):
+            make(copy, job)
+        assert entry.path.with_name(f"{entry.key}.corrupt-1").is_dir() and not entry.path.exists()
+        assert made_again(copy, need, expected)
     assert made_again(copy, job, expected)
 
 
@@ -132,9 +162,25 @@ def test_a_checkpoint_whose_bytes_were_lost_gives_way_to_the_one_before(length, 
     newest = max(entry.checkpoints.glob("*.safetensors"))
     newest.write_bytes(b"\0" * length)
     with failpoints.armed("step:99:crash") as point:
-        make(store, job)
+        done = make(store, job)
     assert point.seen == 8, "went on from the checkpoint at step 4"
     assert files_of(entry) == expected[job.id]
+    assert "1 damaged checkpoints were set aside" in _ending({"event": "finished", "done": done})
+
+
+@pytest.mark.fault("A9", "files of libraries that were cut off while they were written, and their temporary ones")
+@pytest.mark.parametrize("title", ["tokenizers", "texts", "tasks", "model big", "teacher_cache", "kl"])
+def test_what_a_library_had_half_written_is_written_anew(title, without, house, expected):
+    job = house.job(title)
+    store = without(job)
+    entry = store.entry(job.kind, job.key)
+    with failpoints.armed("commit:1:crash"), pytest.raises(failpoints.Crash):
+        make(store, job)
+    files = [path for path in entry.path.rglob("*") if path.is_file() and entry.checkpoints not in path.parents]
+    for path in files:
+        rewrite(path, path.read_bytes()[: path.stat().st_size // 2])
+        (path.parent / ".tmpQe9Nim").write_bytes(b"\0" * 100)  # as safetensors calls its own
+    assert made_again(store, job, expected)
 
 
 @pytest.mark.fault("C8", "a shard replaced, and its name removed, while it is mapped")

@@ -19,7 +19,7 @@ from kdbench.run.store import KINDS, Store
 from tests.faults.house import files_of, make
 
 JOBS = ("tokenizers", "texts", "tasks", "model big", "model small · seed 0", "teacher_cache", "floor")
-CELLS = ("kl", "replay", "written")
+CELLS = ("kl", "replay", "written", "taid")
 STRIDE = 10  # at every commit one moment in so many of a cell; at night all
 
 
@@ -63,7 +63,7 @@ def test_inputs_that_end_at_any_moment_are_made_with_the_same_bytes(title, house
     assert times >= 9
 
 
-@pytest.mark.fault("A2", "an end at every moment of a 12-step cell: fixed text, replay buffer, the student's text")
+@pytest.mark.fault("A2", "an end at every moment of a 12-step cell: fixed text, replay buffer, own text, TAID")
 @pytest.mark.parametrize("arm", CELLS)
 @pytest.mark.parametrize("first", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in range(2, STRIDE + 1))])
 def test_a_cell_that_ends_at_any_moment_ends_with_the_same_bytes(arm, first, house, without, expected, record_property):

@@ -6,6 +6,9 @@ python -m pytest tests/faults/test_moments.py
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import time
 
 import pytest
@@ -18,7 +21,7 @@ from tests.faults.house import files_of, make, plan
 
 
 @pytest.mark.fault("A3", "an end five steps after each start, until it is done")
-@pytest.mark.parametrize("arm", ["kl", "replay"])
+@pytest.mark.parametrize("arm", ["kl", "replay", "taid"])
 def test_a_cell_that_dies_again_and_again_gets_further_each_time(arm, house, without, expected, record_property):
     job = house.job(arm)
     store = without(job)
@@ -68,9 +71,9 @@ def test_a_database_that_was_being_built_is_built_anew(tmp_path):
     store = Store(tmp_path)
     store.prepare()
     with failpoints.armed("database:1:crash"), pytest.raises(failpoints.Crash):
-        tracking.create_database(store)
+        tracking.prepare_database(store)
     assert not (tmp_path / "mlflow.db").exists()
-    tracking.create_database(store)
+    tracking.prepare_database(store)
     import mlflow
 
     assert mlflow.MlflowClient(tracking.tracking_uri(store)).search_experiments()
@@ -85,29 +88,34 @@ def test_a_disk_full_at_the_end_is_told_and_costs_no_step(moment, house, without
     with failpoints.armed(f"{moment}:raise:ENOSPC"), pytest.raises(StoreError, match="No space left on device"):
         make(store, job)
     assert entry.state() == "unfinished" and entry.done() is None
-    kept = moment != "done:1"  # by then the checkpoints have been dropped
+    assert not list(entry.path.rglob(".tmp-*"))
     with failpoints.armed("step:99:crash") as point:
         make(store, job)
-    assert point.seen == (0 if kept else 12) and files_of(entry) == expected[job.id]
+    assert point.seen == 0 and files_of(entry) == expected[job.id]
 
 
-@pytest.mark.fault("B6", "a clock that runs backwards, another time zone and locale")
+@pytest.mark.fault("B6", "a clock that runs backwards")
 def test_a_clock_that_jumps_changes_nothing_and_no_duration_is_negative(house, without, expected, monkeypatch):
     job = house.job("kl")
     store = without(job)
     start = time.time()
     ticks = iter(range(10**9))
-    monkeypatch.setenv("TZ", "Pacific/Kiritimati")
-    monkeypatch.setenv("LC_ALL", "tr_TR.UTF-8")
-    time.tzset()
     monkeypatch.setattr(time, "time", lambda: start - 3600.0 * next(ticks))
     make(store, job)
     entry = store.entry("cells", job.key)
     timing = entry.done()["timing"]
     assert files_of(entry) == expected[job.id]
     assert all(value >= 0 for value in timing.values())
-    monkeypatch.undo()
-    time.tzset()
+
+
+@pytest.mark.fault("B6", "a process in another time zone whose locale knows ASCII alone")
+def test_a_process_of_another_locale_and_time_zone_makes_the_same_bytes(suite, house, tmp_path, expected):
+    other = {"TZ": "Pacific/Kiritimati", "LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-m", "tests.faults.house", str(suite), str(tmp_path / "results")]
+    ended = subprocess.run(command, env=os.environ | other, capture_output=True)
+    assert ended.returncode == 0, ended.stderr.decode()
+    for job in house.jobs:
+        assert files_of(Store(tmp_path / "results").entry(job.kind, job.key)) == expected[job.id], job.title
 
 
 @pytest.mark.fault("G1", "every job of a suite, twice")
@@ -153,16 +161,19 @@ def test_versions_are_part_of_a_cell_s_key(suite, house, monkeypatch):
     assert not {job.key for job in plan(suite).jobs if job.kind == "cells"} & {job.key for job in house.jobs}
 
 
-@pytest.mark.fault("G10", "an edited objective is another key; the other objectives keep theirs")
-def test_an_edited_objective_is_another_key(suite, house, tmp_path):
+@pytest.mark.fault("G10", "an edited objective is another key, and the plan says so; the other objectives keep theirs")
+def test_an_edited_objective_is_another_key_and_said(suite, house, tmp_path):
     code = (
         'from kdbench.api import Objective, Source\n\n\nclass Mine(Objective):\n    """Mine."""\n\n'
         '    name = "mine"\n    source = Source(title="x", year=2026)\n    needs_teacher = False\n\n'
         '    def terms(self, student, teacher, tokens):\n        return {"mine": -student.log_prob_target}\n'
     )
+    from kdbench.run import orchestrate
+    from kdbench.suite import loader
+    from kdbench.suite.schema import Suite
     from tests.conftest import call
 
-    found = []
+    found, why = [], []
     mine = tmp_path / "mine.yaml"
     mine.write_text(suite.read_text().replace("- kl\n", "- kl\n- mine\n"), encoding="utf-8")
     for text in (code, code.replace("-student", "-2 * student")):
@@ -170,9 +181,16 @@ def test_an_edited_objective_is_another_key(suite, house, tmp_path):
         asked = ("plan", mine, "--json", "--objectives-dir", tmp_path / "plugins", "--results-dir", tmp_path / "r")
         result = call(*asked)
         assert result.exit_code == 0, result.output
-        found.append({cell["objective"]: cell["key"] for cell in json.loads(result.stdout)["cells"]})
+        cells = json.loads(result.stdout)["cells"]
+        found.append({cell["objective"]: cell["key"] for cell in cells})
+        why.append({cell["objective"]: cell["why"] for cell in cells})
+        if len(found) == 1:
+            store = Store(tmp_path / "r")
+            assert not store.root.exists(), "a plan writes nothing"
+            chosen = loader.validate(Suite, loader.parse(mine))
+            orchestrate.write_plan(orchestrate.plan(chosen, tmp_path, store), store, [])
     assert found[0]["mine"] != found[1]["mine"] and found[0]["kl"] == found[1]["kl"] == house.job("kl").key
-    assert not (tmp_path / "r").exists()
+    assert why[1]["mine"] == "changed: the objective's code" and why[1]["kl"] == "new"
 
 
 @pytest.mark.fault("H7", "names of suites, models and jobs that would leave the results folder")

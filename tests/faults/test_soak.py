@@ -136,9 +136,9 @@ def test_a_run_that_is_killed_is_waited_for_and_its_workers_must_go(tmp_path):
 @pytest.mark.fault("A1", "SIGKILLs at random, of workers and of whole runs, until 300 cells are done")
 @pytest.mark.fault("F5", "300 cells in one store: memory and handles of run and workers flat, no process left over")
 def test_three_hundred_cells_under_random_kills_end_as_if_nothing_had_happened(tmp_path, record_property):
-    found = soak(tmp_path, cells=300, kill_every_s=8.0, limit_s=2600)
+    found = soak(tmp_path, cells=300, kill_every_s=5.0, limit_s=2600)
     print(found)
     record_property("tried", found.workers_killed + found.parents_killed)
     assert found.problems() == [] and found.cells == 301
-    assert found.workers_killed >= 10, "it was over before anything could be seen"
+    assert found.workers_killed >= 30 and found.parents_killed, "it was over before anything could be seen"
     assert found.slopes and found.worker_slopes, "no process lived long enough"

@@ -122,11 +122,13 @@ class StoreMachine(RuleBasedStateMachine):
         if path.name == "DONE.json" and how == "flip":
             content = content.replace(b'"sha256"', b'"sha255"', 1)  # a flip in its `timing` would change no promise
         elif how == "flip" and content:
-            content = content[:-1] + bytes([content[-1] ^ 1])
+            at = data.draw(st.integers(0, len(content) - 1), label="the byte")
+            content = content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
         if how == "delete":
             path.unlink()
         else:
             path.write_bytes({"flip": content, "cut": content[:-1], "empty": b""}[how])
+        self.damaged.discard(key)  # the same bit may be flipped twice
         if key in self.committed and not self.entry(key).is_whole():
             self.damaged.add(key)
             if path.name == "DONE.json" and how == "delete":  # it is as if it had never been completed

@@ -17,7 +17,8 @@ import pytest
 
 from kdbench.errors import StoreError
 from kdbench.files import atomic_write, write_json
-from kdbench.run.store import Busy, Clock, Store
+from kdbench.run.caches import held
+from kdbench.run.store import Busy, Clock, Store, train_seconds
 
 
 @pytest.fixture
@@ -66,7 +67,7 @@ def test_a_number_that_was_changed_in_done_json_is_damage(entry, old, new):
 
 
 @pytest.mark.fault("H8", "an entry, its checkpoints or its model lead out of the store")
-@pytest.mark.parametrize("place", ["", "ckpt", "model"])
+@pytest.mark.parametrize("place", ["", "ckpt", "model", "tokenizer/tokenizer.json"])
 def test_nothing_is_written_through_a_symlink(entry, tmp_path, place):
     outside = tmp_path / "outside"
     outside.mkdir()
@@ -142,6 +143,18 @@ def test_temporary_files_of_a_killed_writer_are_removed_by_the_next(entry):
     assert not list(entry.path.glob(".tmp-*"))
 
 
+@pytest.mark.fault("H8", "a suite's folder, its report or its tasks lead out of the store: nothing is written through")
+@pytest.mark.parametrize("name", ["", "report", "lm_eval_tasks"])
+def test_nothing_of_a_suite_is_written_through_a_symlink(tmp_path, name):
+    store, outside = Store(tmp_path / "results"), tmp_path / "outside"
+    outside.mkdir()
+    place = store.suite_folder("mine") / name
+    place.parent.mkdir(parents=True)
+    place.symlink_to(outside)
+    with pytest.raises(StoreError, match="is a symlink, and nothing is written through one"):
+        store.suite_folder("mine")
+
+
 @pytest.mark.fault("D3", "SIGKILL of the holder: free at once")
 @pytest.mark.fault("D4", "the holder lives: refused")
 def test_a_lock_is_refused_while_held_and_free_at_once_when_its_holder_is_killed(entry):
@@ -206,3 +219,58 @@ def test_a_moved_store_reads_as_before(entry, tmp_path):
     commit(entry, x="hello")
     os.rename(tmp_path / "results", tmp_path / "élsewhere with space")
     assert Store(tmp_path / "élsewhere with space").entry("cells", "abc123").verified()["status"] == "ok"
+
+
+@pytest.mark.fault("C7", "a file that cannot be read, or is gone between two looks: damage, not a traceback")
+@pytest.mark.parametrize("error", [PermissionError, FileNotFoundError, OSError])
+def test_a_file_that_cannot_be_read_is_damaged(entry, monkeypatch, error):
+    commit(entry, x="1")
+
+    def refuse(path):
+        raise error(5, "no", str(path))
+
+    monkeypatch.setattr("kdbench.run.store.sha256_file", refuse)
+    assert not entry.is_whole()
+    with pytest.raises(StoreError, match="is damaged"):
+        entry.verified()
+
+
+@pytest.mark.fault("C3", "something else in the place of a lock: one error for who would write, nothing for who looks")
+@pytest.mark.parametrize("what", ["folder", "link"])
+def test_a_lock_that_is_none_is_one_error(entry, tmp_path, what):
+    commit(entry, x="1")
+    entry.lock_path.unlink(missing_ok=True)
+    entry.lock_path.mkdir() if what == "folder" else entry.lock_path.symlink_to(tmp_path)
+    assert not held(entry)
+    with pytest.raises(StoreError, match="cannot lock"), entry.locked():
+        pass
+
+
+def test_two_processes_of_one_number_may_prove_at_once_that_a_store_can_be_written(tmp_path, monkeypatch):
+    """Containers often give their processes equal numbers."""
+    seen = []
+    monkeypatch.setattr("kdbench.run.store.atomic_write", lambda path, data: seen.append(path) or path.touch())
+    Store(tmp_path).prepare()
+    Store(tmp_path).prepare()
+    assert len(set(seen)) == 2
+
+
+def test_the_seconds_of_a_training_that_was_resumed_are_worked_out_from_what_was_timed():
+    def seconds(steps, **timing):
+        return train_seconds({"steps": steps, "timing": timing})
+
+    assert seconds(12, train_s=6.0, train_steps=12) == 6.0 and seconds(12, train_s=6.0, train_steps=3) == 24.0
+    assert seconds(12, train_s=0.2, train_steps=0) is None and seconds(12) is None
+    assert train_seconds({"timing": {"train_s": 6.0}}) == 6.0, "of before that was noted"
+
+
+@pytest.mark.fault("E11", "numbers in DONE.json that are none")
+@pytest.mark.parametrize("wall", ["1e999", "NaN", '"long"', "null"])
+def test_a_timing_that_is_no_number_is_damage(entry, wall):
+    commit(entry, x="1")
+    path = entry.path / "DONE.json"
+    done = json.loads(path.read_text())
+    del done["sha256"]
+    text = json.dumps(done)
+    path.write_text(text.replace(f'"wall_s": {json.dumps(done["timing"]["wall_s"])}', f'"wall_s": {wall}'))
+    assert entry.state() == "damaged"
