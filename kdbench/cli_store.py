@@ -12,7 +12,7 @@ from kdbench.options import echo_json, errors_end_well, json_option, results_opt
 
 
 def show_verified(results_dir: Path, as_json: bool) -> None:
-    """Verify every entry and show what is damaged.
+    """Verify every entry and every plan, and show what is damaged.
 
     Raises:
         StoreError: something is, or was written by a later kdbench.

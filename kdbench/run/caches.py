@@ -5,24 +5,22 @@ Nothing here reaches outside `teacher_cache/`; an entry is removed, or set aside
 
 from __future__ import annotations
 
+import fcntl
 import os
-import re
 import shutil
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from kdbench.errors import ConfigError, StoreError, did_you_mean
 from kdbench.files import read_json, sha256_file
-from kdbench.run.places import NAME, entries, size
+from kdbench.run.places import GONE_NAME, NAME, drop, entries, size
 from kdbench.run.store import DONE, INPUTS, Busy, Entry, Store
 
 KIND = "teacher_cache"
-SET_ASIDE, GONE = "set aside", ".removed-"
-GONE_NAME = re.compile(rf"{re.escape(GONE)}\d+-[0-9A-Za-z]+")  # of an entry whose removal was cut off
+SET_ASIDE = "set aside"
 
 
 @dataclass(frozen=True)
@@ -83,8 +81,8 @@ def _uses(store: Store) -> dict[str, list[_Use]]:
         try:
             plan = read_json(path)
             known = [*plan["cells"], *plan.get("tuning", {}).get("trials", [])]
-            cells = [cell for cell in known if cell["inputs"].get("cache")]
-        except (StoreError, KeyError, TypeError):
+            cells = [cell for cell in known if isinstance(cell["inputs"].get("cache"), str)]
+        except (StoreError, KeyError, TypeError, AttributeError):
             continue
         for cell in cells:
             use = _Use(path.parent.name, str(cell.get("teacher")), str(cell.get("key")))
@@ -134,15 +132,19 @@ def _busy(store: Store, key: str, uses: Iterable[_Use]) -> bool:
 
 
 def held(entry: Entry) -> bool:
-    """Whether another process holds an entry's lock. Makes no lock file, so that looking writes nothing."""
-    if not entry.lock_path.exists():
-        return False
-    lock = FileLock(entry.lock_path)
+    """Whether another process holds an entry's lock. Looking writes nothing, so that a read-only store may be asked."""
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
+        descriptor = os.open(entry.lock_path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+    except OSError:  # there is none, or none that may be read
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
         return True
-    lock.release()
+    except OSError:  # a network's file system that locks nothing which it may not write
+        return False
+    finally:
+        os.close(descriptor)
     return False
 
 
@@ -228,7 +230,5 @@ def remove(store: Store, cache: Cache) -> None:
             shutil.rmtree(left_over, ignore_errors=True)
     if _busy(store, cache.key, _uses(store).get(cache.key, [])):
         raise Busy(f"{folder} is in use by a running process; stop the run first")
-    with Entry(folder).locked():
-        gone = folder.with_name(f"{GONE}{os.getpid()}-{cache.key}")
-        os.replace(folder, gone)  # at once, so that nobody takes up a cache that is half gone
-        shutil.rmtree(gone)
+    with Entry(folder).locked(), suppress(FileNotFoundError):  # another clean-up was faster
+        drop(folder)

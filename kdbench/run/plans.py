@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError
 import kdbench
 from kdbench.errors import StoreError
 from kdbench.files import SUM, is_broken, read_json, sealed, write_json
+from kdbench.run.store import LATER
 from kdbench.suite import problems
 from kdbench.suite.claims import Claim
 from kdbench.suite.external import Arm
@@ -21,6 +22,10 @@ from kdbench.suite.part import NAME
 from kdbench.suite.schema import Compare, Examine
 
 FILE, FORMAT = "plan.json", 1
+
+
+class Later(StoreError):
+    """A plan that a later kdbench wrote; it may be whole."""
 
 
 class _Shape(BaseModel):
@@ -47,13 +52,17 @@ class _Suite(_Shape):
     claims: list[Claim] = []
 
 
+class _Inputs(_Shape):
+    arm: str
+
+
 class _Cell(_Shape):
-    key: str = Field(pattern=r"^[0-9A-Za-z]*$")
+    key: str = Field(pattern=r"^[0-9A-Za-z]+$")
     arm: str
     student: str | None
     teacher: str | None
     seed: StrictInt | None
-    inputs: dict[str, Any]
+    inputs: _Inputs
 
 
 class _Environment(_Shape):
@@ -119,16 +128,27 @@ def read(path: Path) -> dict[str, Any]:
     return found | named | {"suite": found["suite"] | whole}
 
 
+def state(path: Path) -> str:
+    """Return `ok`, `damaged`, or `later` for the plan of a later kdbench, which may be whole."""
+    try:
+        read(path)
+    except Later:
+        return LATER
+    except StoreError:
+        return "damaged"
+    return "ok"
+
+
 def _is_known(path: Path, found: dict[str, Any]) -> None:
     number = found.get("format", FORMAT)
     environment = found.get("environment")
     named = environment.get("protocol") if isinstance(environment, dict) else None
     if not isinstance(number, int) or number > FORMAT:
-        raise StoreError(later(path, f"in format {number!r:.20}", f"format {FORMAT}"))
+        raise Later(later(path, f"in format {number!r:.20}", f"format {FORMAT}"))
     protocol, own = major_minor(named), major_minor(kdbench.PROTOCOL)
     assert own
     if named is not None and (protocol is None or protocol > own):
-        raise StoreError(later(path, f"under protocol {named!r:.20}", f"protocol {kdbench.PROTOCOL}"))
+        raise Later(later(path, f"under protocol {named!r:.20}", f"protocol {kdbench.PROTOCOL}"))
 
 
 def later(path: Path, written: str, known: str) -> str:

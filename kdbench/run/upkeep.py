@@ -18,11 +18,11 @@ from typing import Any
 
 import psutil
 
-from kdbench import failpoints
 from kdbench.errors import StoreError
 from kdbench.files import is_broken, read_json, sha256_file
-from kdbench.run.caches import GONE, GONE_NAME, damaged_files, held
-from kdbench.run.places import NAME, entries, size
+from kdbench.run import plans
+from kdbench.run.caches import damaged_files, held
+from kdbench.run.places import GONE_NAME, NAME, drop, entries, files, size
 from kdbench.run.store import CHECKPOINTS, DONE, INPUTS, KINDS, STATUSES, Busy, Entry, Store
 
 IN_USE = "in use"
@@ -32,7 +32,7 @@ STALE_S = 600.0  # a temporary file lives for seconds; a younger one may be anot
 
 @dataclass(frozen=True)
 class Checked:
-    """One entry that was verified.
+    """One entry that was verified, or a suite's plan: of kind `suites`, its key the suite's name.
 
     Attributes:
         state: `ok`, `diverged`, `failed`; `unfinished`, `damaged`; or `in use` while a process makes it.
@@ -61,8 +61,9 @@ class Waste:
 
 
 def verify(store: Store) -> list[Checked]:
-    """Check every file of every complete entry against its sha256. Writes nothing, sets nothing aside."""
-    return [_check(kind, Entry(folder)) for kind, folder in entries(store) if "." not in folder.name]
+    """Check every file of every complete entry, and every plan, by sha256. Writes nothing, sets nothing aside."""
+    found = [_check(kind, Entry(folder)) for kind, folder in entries(store) if "." not in folder.name]
+    return [*found, *map(_check_plan, sorted(store.root.glob(f"suites/*/{plans.FILE}")))]
 
 
 def _check(kind: str, entry: Entry) -> Checked:
@@ -75,6 +76,11 @@ def _check(kind: str, entry: Entry) -> Checked:
     return Checked(kind, entry.key, state, size(entry.path), damaged)
 
 
+def _check_plan(path: Path) -> Checked:
+    state, damaged = plans.state(path), (plans.FILE,)
+    return Checked("suites", path.parent.name, state, size(path), damaged if state == "damaged" else ())
+
+
 def waste(store: Store) -> list[Waste]:
     """Return what `gc` would remove, largest first: entries set aside or superseded, leavings of killed processes."""
     found = [Waste(path, size(path), why) for path, why in (*_entries(store), *_leavings(store))]
@@ -84,9 +90,17 @@ def waste(store: Store) -> list[Waste]:
 def remove(store: Store, one: Waste) -> bool:
     """Remove what `waste` has found, if it is still waste; return whether it was.
 
-    An entry loses its name first, under its lock, so that nobody takes up what is half gone.
+    An entry goes under its lock.
     """
-    folder = one.path
+    try:
+        return _remove(store, one.path)
+    except FileNotFoundError:  # another clean-up was faster
+        return False
+
+
+def _remove(store: Store, folder: Path) -> bool:
+    if folder.name == CHECKPOINTS:
+        return _drop_checkpoints(Entry(folder.parent))
     if folder.is_symlink():
         return False
     if folder.parent.parent != store.root or not NAME.fullmatch(folder.name):
@@ -101,13 +115,21 @@ def remove(store: Store, one: Waste) -> bool:
         with Entry(folder).locked():
             if folder not in {path for path, _ in _entries(store, held_by_us=folder)}:
                 return False
-            gone = folder.with_name(f"{GONE}{os.getpid()}-{folder.name}")
-            os.replace(folder, gone)
-            failpoints.hit("removed")
-            shutil.rmtree(gone)
+            drop(folder)
     except Busy:
         return False
     return True
+
+
+def _drop_checkpoints(entry: Entry) -> bool:
+    try:
+        with entry.locked():
+            complete = entry.done() is not None
+            if complete:
+                entry.drop_checkpoints()
+            return complete
+    except Busy:
+        return False
 
 
 def _entries(store: Store, held_by_us: Path | None = None) -> Iterator[tuple[Path, str]]:
@@ -136,7 +158,7 @@ def _needed(store: Store) -> set[str] | None:
                 return None
             _words(plan, needed)
         return _followed(store, needed) if paths else None
-    except (StoreError, RecursionError):
+    except (StoreError, OSError, RecursionError):
         return None
 
 
@@ -170,8 +192,9 @@ def _foreign(folder: Path) -> bool:
     done = Entry(folder).done()
     if done is None:
         ours = (folder / INPUTS).is_file() or (folder / DONE).is_file()
-        return not ours and any(path.name != CHECKPOINTS and not _is_temporary(path) for path in folder.iterdir())
-    present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_symlink() or path.is_file()}
+        return not ours and any(name != CHECKPOINTS and not TEMPORARY_NAME.fullmatch(name) for name in _names(folder))
+    within = (path.relative_to(folder) for path in files(folder))
+    present = {path.as_posix() for path in within if path.parts[0] != CHECKPOINTS}
     return not present <= {*done["files"], DONE}
 
 
@@ -183,7 +206,9 @@ def _leavings(store: Store) -> Iterator[tuple[Path, str]]:
         if place.is_symlink() or not place.is_dir():
             continue
         deep = place.parent.name in KINDS and place.parent.parent == store.root
-        for path in place.rglob(".tmp-*") if deep else place.iterdir():
+        if deep and Entry(place).checkpoints.is_dir() and Entry(place).done():
+            yield Entry(place).checkpoints, "checkpoints of what is complete"
+        for path in files(place) if deep else place.iterdir():
             if path.is_symlink():
                 continue
             if path.is_file() and _is_stale(path):
@@ -192,10 +217,18 @@ def _leavings(store: Store) -> Iterator[tuple[Path, str]]:
                 yield path, "its removal was cut off"
 
 
-def _is_temporary(path: Path) -> bool:
-    return TEMPORARY_NAME.fullmatch(path.name) is not None
+def _names(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError:  # it has just gone
+        return []
 
 
 def _is_stale(path: Path) -> bool:
     found = TEMPORARY_NAME.fullmatch(path.name)
-    return found is not None and not psutil.pid_exists(int(found[1])) and time.time() - path.stat().st_mtime > STALE_S
+    if found is None or psutil.pid_exists(int(found[1])):
+        return False
+    try:
+        return time.time() - path.stat().st_mtime > STALE_S
+    except OSError:  # it has got its name, or is gone
+        return False

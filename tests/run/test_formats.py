@@ -110,6 +110,25 @@ def test_a_plan_of_a_later_format_or_protocol_is_refused(change, word, results):
     refused(results, word, "use the kdbench that wrote it")
 
 
+@pytest.mark.fault("C9", "a plan with cells that have no key or no arm")
+@pytest.mark.parametrize("change", [
+    lambda cell: cell.update(key=""), lambda cell: cell.update(inputs={}), lambda cell: cell.update(inputs=[]),
+])  # fmt: skip
+def test_a_plan_of_cells_that_say_too_little_is_refused(change, results):
+    replan(results, lambda plan: change(plan["cells"][0]))
+    refused(results, "expected a plan that kdbench wrote")
+    assert call("cache", "ls", "--results-dir", results).exit_code == 0
+
+
+@pytest.mark.fault("C5", "scores that no sum vouches for")
+def test_scores_that_done_does_not_list_are_not_shown(results):
+    entry = a_cell(results)
+    done = read_json(entry.path / "DONE.json")
+    del done["files"]["results.json"]
+    write_json(entry.path / "DONE.json", sealed(done))
+    assert "1 of" in (shown := call("compare", "--results-dir", results)).stdout and "damaged, left out" in shown.stdout
+
+
 @pytest.mark.fault("H10", "results of an earlier protocol: shown as such, within themselves")
 def test_results_of_an_earlier_protocol_are_shown_with_a_note(results, monkeypatch):
     monkeypatch.setattr(kdbench, "PROTOCOL", "1.1")

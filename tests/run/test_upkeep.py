@@ -13,6 +13,7 @@ import time
 
 import pytest
 
+import kdbench
 from kdbench import failpoints
 from kdbench.files import atomic_write, write_json
 from kdbench.run import plans, upkeep
@@ -38,8 +39,15 @@ def store(tmp_path):
     make(store, "texts", OTHER, {"a": 2})
     make(store, "cells", NEEDED, {"text": LED_TO})
     make(store, "cells", OLD, {"text": OTHER}, text="x" * 999)
-    write_json(store.suite_folder("mine") / "plan.json", {"cells": [{"key": NEEDED, "inputs": {}}]})
+    write_plan(store, "mine", NEEDED)
     return store
+
+
+def write_plan(store, name, key):
+    """Write the plan of a suite of one cell."""
+    plan = {"suite": {"name": name, "students": ["small"], "seeds": [0]}, "environment": {"protocol": kdbench.PROTOCOL}}
+    cell = {"key": key, "arm": "kl", "student": "small", "teacher": None, "seed": 0, "inputs": {"arm": "objective"}}
+    plans.write(store.suite_folder(name) / plans.FILE, plan | {"cells": [cell]})
 
 
 def gc(store, *arguments):
@@ -54,7 +62,7 @@ def tree(folder):
 
 def test_a_whole_store_is_found_whole(store):
     result = call("doctor", "--store", "--results-dir", store.root)
-    assert result.exit_code == 0 and "4 ok" in result.stdout and "MB" in result.stdout
+    assert result.exit_code == 0 and "5 ok" in result.stdout and "MB" in result.stdout
 
 
 def test_a_store_that_is_not_there_has_no_entries_and_is_not_made(tmp_path):
@@ -76,9 +84,52 @@ def test_what_is_damaged_is_named_and_left_where_it_is(store, damage):
     before = tree(store.root)
     result = call("doctor", "--store", "--results-dir", store.root)
     assert result.exit_code == 4 and f"texts/{OTHER}  damaged: " in result.stdout and "model/x" in result.stdout
-    assert "1 of 4 entries are damaged" in result.stderr and tree(store.root) == before
+    assert "1 of 5 entries are damaged" in result.stderr and tree(store.root) == before
     rows = json.loads(call("doctor", "--store", "--json", "--results-dir", store.root).stdout)
     assert [row["key"] for row in rows if row["damaged"]] == [OTHER]
+
+
+@pytest.mark.fault("C5", "a suite's plan: named by doctor, and left where it is")
+@pytest.mark.parametrize(("old", "new", "state"), [
+    (f'"{NEEDED}"', f'"{OLD}"', "damaged"), ("{", "", "damaged"), ('"format": 1', '"format": 9', "later"),
+])  # fmt: skip
+def test_a_plan_that_no_reader_would_take_is_named(store, old, new, state):
+    path = store.suite_folder("mine") / plans.FILE
+    path.write_text(path.read_text().replace(old, new, 1))
+    result = call("doctor", "--store", "--results-dir", store.root)
+    rows = json.loads(call("doctor", "--store", "--json", "--results-dir", store.root).stdout)
+    assert result.exit_code == 4 and [row["state"] for row in rows if row["kind"] == "suites"] == [state]
+    assert ("suites/mine  damaged: plan.json" in result.stdout) == (state == "damaged")
+    assert ("use that one to verify them" in result.stderr) == (state == "later")
+
+
+COMING_AND_GOING = """
+import shutil, sys
+from pathlib import Path
+from kdbench.files import atomic_write
+folders = [Path(sys.argv[1]) / "cells" / f"x{number}" for number in range(20)]
+print("on", flush=True)
+while True:
+    for folder in folders:
+        atomic_write(folder / "model" / "x", b"1")
+        atomic_write(folder / "inputs.json", b"{}")
+    for folder in folders:
+        shutil.rmtree(folder)
+"""
+
+
+@pytest.mark.fault("D5", "entries that come and go while doctor and gc look")
+def test_what_vanishes_while_it_is_looked_at_is_passed_over(store):
+    """Another process makes entries, renames them and removes them all the while."""
+    other = subprocess.Popen([sys.executable, "-c", COMING_AND_GOING, str(store.root)], stdout=-1, text=True)
+    try:
+        assert other.stdout.readline() == "on\n"
+        for _ in range(60):
+            upkeep.verify(store)
+            upkeep.waste(store)
+    finally:
+        other.kill()
+        other.communicate()
 
 
 def test_gc_shows_what_no_plan_leads_to_and_removes_it_only_when_told(store):
@@ -133,7 +184,7 @@ def test_an_entry_that_a_process_makes_stays(store):
 
 def test_an_entry_that_is_needed_again_by_the_time_of_its_removal_stays(store):
     (found,) = (one for one in upkeep.waste(store) if one.path.name == OLD)
-    write_json(store.suite_folder("other") / "plan.json", {"cells": [{"key": OLD, "inputs": {}}]})
+    write_plan(store, "other", OLD)
     assert not upkeep.remove(store, found) and store.entry("cells", OLD).verified()
 
 
@@ -177,6 +228,24 @@ def test_where_what_is_needed_was_changed_nothing_counts_as_superseded(store, wh
     )
     damaged.write_text(damaged.read_text().replace(old, new))
     assert gc(store) == {}
+
+
+@pytest.mark.fault("C9", "checkpoints that a crash has left beside DONE.json")
+def test_checkpoints_of_what_is_complete_go(store):
+    path = store.entry("cells", NEEDED).checkpoints
+    atomic_write(path / "step-1.safetensors", "x" * 99)
+    atomic_write(store.entry("cells", "cell3").checkpoints / "step-1.safetensors", "unfinished")
+    write_plan(store, "third", "cell3")
+    found = gc(store, "--yes")
+    assert found[f"cells/{NEEDED}/ckpt"]["why"] == "checkpoints of what is complete" and not path.exists()
+    assert store.entry("cells", NEEDED).verified() and store.entry("cells", "cell3").checkpoints.exists()
+
+
+@pytest.mark.fault("C9", "a removal that was cut off by a process of the same number")
+def test_what_a_process_of_the_same_number_left_is_no_hindrance(store):
+    """Containers give the same numbers to the processes of each start."""
+    (store.root / "cells" / f".removed-{os.getpid()}-{OLD}" / "model").mkdir(parents=True)
+    assert gc(store, "--yes")[f"cells/{OLD}"]["removed"] and not list(store.root.glob("cells/.removed-*"))
 
 
 @pytest.mark.fault("C9", "temporary files of processes that were killed")
