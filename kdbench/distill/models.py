@@ -112,13 +112,17 @@ def plain_config(where: str, architecture: str, settings: Iterable[str]) -> dict
 
 def make(config: Any, seed: int) -> nn.Module:
     """Make a causal language model with random weights drawn from `seed`; the global RNG is left alone."""
+    with fenced(seed, "init"):
+        return _of(config)
+
+
+def _of(config: Any) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
-    with fenced(seed, "init"):
-        try:
-            return AutoModelForCausalLM.from_config(config)
-        except (ValueError, KeyError, ZeroDivisionError) as error:
-            raise ConfigError(f"init: {config.model_type} cannot be made: {error}") from None
+    try:
+        return AutoModelForCausalLM.from_config(config)
+    except (ValueError, KeyError, ZeroDivisionError) as error:
+        raise ConfigError(f"init: {config.model_type} cannot be made: {error}") from None
 
 
 def check_folder(folder: Path) -> None:
@@ -200,8 +204,27 @@ def load_tokenizer(folder: Path) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # the tokenizers package raises plain ones
         raise ConfigError(f"expected a saved tokenizer in {folder}: {error}") from None
+
+
+def check_tokenizer(folder: Path, tokenizer: Any) -> None:
+    """Refuse a model that came with another tokenizer than the suite's; a folder without one passes.
+
+    Raises:
+        ConfigError: naming the first entry that differs.
+    """
+    if not list(folder.glob("tokenizer*")):
+        return
+    theirs, ours = load_tokenizer(folder).get_vocab(), tokenizer.get_vocab()
+    differ = sorted(token for token in {*theirs, *ours} if theirs.get(token) != ours.get(token))
+    if differ:
+        first = differ[0]
+        raise ConfigError(
+            f"the model in {folder} has another tokenizer than the suite: {len(differ):,} entries differ, the first "
+            f"{first!r} is {theirs.get(first)} there and {ours.get(first)} here (None: not there at all). Teacher and "
+            "student must share one tokenizer; data.tokenizer.path may name it"
+        )
 
 
 def body(model: nn.Module, ids: Tensor, precision: str = "float32", positions: Tensor | None = None) -> Tensor:
@@ -299,10 +322,9 @@ def hidden_size(config: Any) -> int:
 def without_weights(config: Any) -> nn.Module:
     """Make a model on the `meta` device: its modules and shapes, and no numbers."""
     import torch
-    from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
+        return _of(config)
 
 
 def parameters(config: Any) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,11 @@ class Known:
             return origins.vocabulary(spec)
         if spec.model is not None:
             return spec.vocabulary or len(gguf.tokenizer(self._gguf(spec.model)))
-        return spec.bpe or len(models.load_tokenizer((self.base / str(spec.path)).resolve()))
+        return spec.bpe or len(self._saved_tokenizer)
+
+    @cached_property
+    def _saved_tokenizer(self) -> Any:
+        return models.load_tokenizer((self.base / str(self.suite.data.tokenizer.path)).resolve())
 
     def _gguf(self, name: str) -> Path:
         spec = self.suite.models[name].gguf
@@ -62,6 +67,20 @@ class Known:
         except ConfigError as error:
             raise ConfigError(f"models.{name}: {error}") from None
 
+    def count_parameters(self, configs: Mapping[str, Any]) -> dict[str, int]:
+        """Return the number of parameters of each config, from the config alone (imports the architectures).
+
+        Raises:
+            ConfigError: a model that cannot be made of its config.
+        """
+        found = {}
+        for name, config in configs.items():
+            try:
+                found[name] = models.parameters(config)
+            except ConfigError as error:
+                raise ConfigError(f"models.{name}: {error}") from None
+        return found
+
     def saved(self, folder: Path) -> Any:
         """Return the config of a saved model; refuse what has no safetensors or does not fit the tokenizer."""
         models.check_folder(folder)
@@ -76,4 +95,6 @@ class Known:
                 f"vocabulary mismatch: expected the suite's tokenizer of {self.vocabulary:,} entries, found {found:,} "
                 f"in {where}; teacher and student must share one tokenizer (data.tokenizer.path may name it)"
             )
+        if own is not None and self.suite.data.tokenizer.path is not None:
+            models.check_tokenizer(folder, self._saved_tokenizer)
         return config

@@ -32,22 +32,3 @@ def fingerprint(folder: Path, check: Callable[[Path], Any]) -> str:
 def why_absent(inputs: Mapping[str, Any]) -> str:
     """Say that a cell's folder is missing, and what to do."""
     return f"no model folder at {inputs[ABSENT]}; put the student there and run again"
-
-
-def check_tokenizer(folder: Path, tokenizer: Any) -> None:
-    """Refuse a student that was trained with another tokenizer than the suite's; a folder without one passes.
-
-    Raises:
-        ConfigError: naming the first entry that differs.
-    """
-    if not list(folder.glob("tokenizer*")):
-        return
-    theirs, ours = models.load_tokenizer(folder).get_vocab(), tokenizer.get_vocab()
-    differ = sorted(token for token in {*theirs, *ours} if theirs.get(token) != ours.get(token))
-    if differ:
-        first = differ[0]
-        raise ConfigError(
-            f"the student in {folder} has another tokenizer than the suite: {len(differ):,} entries differ, the first "
-            f"{first!r} is {theirs.get(first)} there and {ours.get(first)} here (None: not there at all). Train it "
-            "with the suite's tokenizer, or name its tokenizer in data.tokenizer.path"
-        )

@@ -128,8 +128,8 @@ class Planner:
         return self.cell(Cell(folder.name, None, None, None, None, str(folder.resolve())))
 
     def count_parameters(self) -> dict[str, int]:
-        """Return every model's number of parameters, from its config alone (imports the architectures)."""
-        return {name: models.parameters(config) for name, config in self.configs.items()}
+        """Return every model's number of parameters."""
+        return self.known.count_parameters(self.configs)
 
     def hidden_size(self, name: str) -> int:
         """Return the width of what enters a model's output head."""
@@ -163,7 +163,7 @@ class Planner:
             inputs["hub"] = context["hub"] = spec.hub.model_dump(exclude={"license"})
         else:
             folder = (self.base / str(spec.path)).resolve()
-            inputs |= {"files": {p.name: sha256_file(p) for p in sorted(folder.glob("*")) if "token" in p.name}}
+            inputs |= {"files": origins.tokenizer_files(folder)}
             context["path"] = str(folder)
         return self._add(Job("tokenizers", "tokenizer", inputs, (), context))
 

@@ -166,14 +166,35 @@ def shorten(source: Path, layers: list[int]) -> Any:
     return warm.keep_layers(models.load(source, models.Runtime("cpu", "float32", 1)), layers)
 
 
-def take_over(source: Path, folder: Path) -> None:
-    """Copy or link a model's folder, without what could run code.
+def take_over(source: Path, folder: Path, link: bool = False) -> None:
+    """Copy a model's folder, without what could run code.
+
+    Args:
+        link: link the files where the disk allows it; for sources that are never written in place.
 
     Raises:
         ConfigError: it is not a folder that kdbench reads.
     """
     models.check_folder(source)
-    shutil.copytree(source, folder, dirs_exist_ok=True, ignore=_not_the_model, copy_function=_link_or_copy)
+    copy = _link_or_copy if link else shutil.copy2
+    shutil.copytree(source, folder, dirs_exist_ok=True, ignore=_not_the_model, copy_function=copy)
+
+
+def check_unchanged(found: Any, planned: Any, path: str) -> None:
+    """Refuse files of a user's that are not those whose fingerprint is in the key.
+
+    Raises:
+        ConfigError: they are others.
+    """
+    if found != planned:
+        raise ConfigError(f"{path} has changed since this run was planned; start the run again")
+
+
+def tokenizer_files(folder: Path | str) -> dict[str, str]:
+    """Return name → sha256 of the files that make up a saved tokenizer."""
+    present = [path for path in sorted(Path(folder).glob("*")) if path.is_file()]
+    whole = any(path.name == "tokenizer.json" for path in present)
+    return {p.name: sha256_file(p) for p in present if "token" in p.name or (not whole and p.name in hub.TOKENIZER)}
 
 
 def _not_the_model(folder: str, names: list[str]) -> set[str]:

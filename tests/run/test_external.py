@@ -172,8 +172,7 @@ def test_a_folder_that_cannot_be_examined_is_refused_with_what_to_do(elsewhere, 
 
 
 def test_a_tokenizer_of_the_same_size_with_other_entries_is_refused(elsewhere, tmp_path):
-    from kdbench.distill.models import load_tokenizer
-    from kdbench.run.external import check_tokenizer
+    from kdbench.distill.models import check_tokenizer, load_tokenizer
 
     _, results, _ = elsewhere
     (saved,) = results.glob("tokenizers/*/tokenizer")

@@ -6,15 +6,20 @@ python -m pytest tests/run/test_origins.py
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
 from kdbench.distill import data, facts, models
 from kdbench.errors import ConfigError
+from kdbench.run import origins
+from kdbench.run.cell import execute
 from kdbench.run.jobs import Planner
+from kdbench.run.store import Store
+from kdbench.run.work import Hooks
 from kdbench.suite import loader
 from kdbench.suite.schema import Suite
-from tests.conftest import kdbench
+from tests.conftest import call, kdbench
 from tests.distill.hub_server import ID, REVISION, serving
 
 BIG = (
@@ -209,3 +214,51 @@ def test_the_key_of_a_text_knows_whether_it_starts_with_a_bos_of_its_own(bos, to
     planner.all()
     (text,) = (job for job in planner.jobs.values() if job.kind == "texts")
     assert text.inputs.items() & {"start": "bos"}.items() == told.items()
+
+
+@pytest.mark.fault("G9", "a model's folder, or a tokenizer's, that changes between plan and run: refused")
+@pytest.mark.parametrize("kind", ["models", "tokenizers"])
+def test_what_changes_after_it_was_planned_is_never_stored_under_the_key_of_what_it_was(kind, world, tmp_path):
+    _, suite, results, _ = world
+    folder = tmp_path / "mine"
+    cell = next(path for path in results.glob("cells/*/model"))
+    shutil.copytree(cell, folder)
+    source = f"{{path: {folder}}}"
+    changes = [f"models.small={source}", f"data.tokenizer={source}", "objectives=[sft]", "compare.contrasts=[]"]
+    chosen = loader.validate(Suite, loader.override(loader.parse(suite), changes))
+    planner = Planner(chosen, suite.parent)
+    job = next(job for job in planner.all() if job.kind == kind and "path" in job.context)
+    changed = folder / ("model.safetensors" if kind == "models" else "tokenizer.json")
+    changed.write_bytes(changed.read_bytes()[:-1] + b" ")
+    with pytest.raises(ConfigError, match="has changed since this run was planned"):
+        execute(Store(tmp_path / "r"), job.message() | {"needs": []}, Hooks())
+
+
+def test_a_tokenizer_of_several_files_is_known_by_all_of_them(tmp_path):
+    for name, text in (("vocab.json", "{}"), ("merges.txt", "a b"), ("tokenizer_config.json", "{}"), ("readme.md", "")):
+        (tmp_path / name).write_text(text)
+    (tmp_path / "tokenizer_old").mkdir()
+    found = origins.tokenizer_files(tmp_path)
+    assert set(found) == {"vocab.json", "merges.txt", "tokenizer_config.json"}
+    (tmp_path / "merges.txt").write_text("b a")
+    assert origins.tokenizer_files(tmp_path) != found
+    (tmp_path / "tokenizer.json").write_text("{}")
+    assert set(origins.tokenizer_files(tmp_path)) == {"tokenizer.json", "tokenizer_config.json"}
+
+
+@pytest.mark.fault("E8", "a teacher whose tokenizer has as many entries, and others: refused by plan")
+def test_a_teacher_with_another_tokenizer_of_the_same_size_is_refused(world, tmp_path):
+    _, suite, results, _ = world
+    own, other = tmp_path / "own", tmp_path / "other"
+    for folder in (own, other):
+        shutil.copytree(next(path for path in results.glob("cells/*/model")), folder)
+    content = json.loads((other / "tokenizer.json").read_text())
+    vocabulary = content["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    (other / "tokenizer.json").write_text(json.dumps(content))
+    asked = ("plan", suite, "--results-dir", tmp_path / "r", "--set", f"data.tokenizer={{path: {own}}}")
+    assert call(*asked, "--set", f"models.big={{path: {own}}}").exit_code == 0
+    refused = call(*asked, "--set", f"models.big={{path: {other}}}")
+    assert (
+        refused.exit_code == 2 and "models.big: the model in" in refused.stderr and "2 entries differ" in refused.stderr
+    )
