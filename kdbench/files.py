@@ -95,7 +95,7 @@ def read_table(path: Path, texts: Iterable[str], numbers: Iterable[str]) -> pand
 
     try:
         found = pandas.read_parquet(path)
-    except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors
+    except Exception as error:  # pyarrow's are of many kinds
         raise StoreError(f"cannot read {path}: {error}") from error
     kinds = {"text": (texts, types.is_string_dtype), "numbers": (numbers, types.is_numeric_dtype)}
     for kind, (names, fits) in kinds.items():

@@ -112,6 +112,14 @@ def test_a_disk_that_cannot_be_written_stops_a_run_before_training(suite_file, t
     assert not list((tmp_path / "r").glob("*"))
 
 
+@pytest.mark.fault("C10", "a results folder whose name is longer than any may be")
+@pytest.mark.parametrize("command", [["compare"], ["doctor"], ["doctor", "--store"], ["gc"], ["cache", "ls"]])
+def test_a_name_that_is_too_long_is_one_error_or_an_empty_store(command, tmp_path):
+    result = call(*command, "--results-dir", tmp_path / ("a" * 300))
+    assert result.exit_code in (0, 2, 4) and "Traceback" not in result.output
+    assert result.exception is None or isinstance(result.exception, SystemExit), repr(result.exception)
+
+
 def test_a_missing_model_folder_is_named(suite_file, tmp_path):
     change(
         suite_file,

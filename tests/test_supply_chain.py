@@ -13,12 +13,14 @@ import subprocess
 import sys
 import time
 import tomllib
+import zipfile
 from pathlib import Path
 
 import psutil
 import pytest
 
 from kdbench import telemetry
+from kdbench.files import sha256_file
 from kdbench.run.store import Store
 from kdbench.run.workers import Worker
 from tests.fixtures import unpack
@@ -57,12 +59,58 @@ def test_mlflow_is_of_a_version_without_known_holes():
         assert found and all((int(major), int(minor)) >= LEAST_MLFLOW for major, minor in found), lock
 
 
-@pytest.mark.fault("I1", "the auditor itself is locked with hashes")
-def test_the_auditor_is_locked_with_hashes_and_no_index():
-    text = (ROOT / "locks" / "audit.txt").read_text()
-    pins = [line for line in text.splitlines() if re.match(r"[a-z0-9]", line)]
-    assert any(line.startswith("pip-audit==") for line in pins) and "://" not in text
-    assert text.count("--hash=sha256:") >= len(pins)
+def unhashed(lock):
+    """Return the pins of a lock that are not followed by a hash."""
+    lines = [line.rstrip(" \\") for line in lock.splitlines() if line.strip() and not line.startswith("#")]
+    return [
+        line
+        for line, following in zip(lines, [*lines[1:], ""], strict=True)
+        if not line.startswith(" ") and not re.fullmatch(r" +--hash=sha256:[0-9a-f]{64}", following)
+    ]
+
+
+@pytest.mark.fault("I1", "every pin of every lock has its hash, the auditor's too")
+@pytest.mark.parametrize("path", sorted((ROOT / "locks").glob("*.txt")), ids=lambda path: path.stem)
+def test_every_pin_of_a_lock_has_a_hash_of_its_own_and_names_no_index(path):
+    text = path.read_text()
+    assert unhashed(text) == [] and "://" not in text and "==" in text
+    planted = "a==1 \\\n    --hash=sha256:" + "0" * 64 + "\nb==2\n"
+    assert unhashed(planted + text) == ["b==2"]
+
+
+@pytest.mark.fault("I1", "every command that installs demands hashes")
+def test_nothing_is_installed_without_its_hash():
+    shown = (ROOT / "Makefile").read_text().replace("\\\n", " ")
+    installs = [line.strip() for line in shown.splitlines() if re.match(r"\t.*(pip install|\$\(UV\)) ", line)]
+    assert len(installs) >= 4
+    for line in installs:
+        assert "--require-hashes -r" in line or line.endswith("--no-deps --no-build-isolation -e ."), line
+    assert (ROOT / ".ci" / "run").read_text().splitlines()[-1] == "make test"
+
+
+@pytest.mark.fault("I1", "a wheel that was changed since it was locked: refused")
+@pytest.mark.parametrize("changed", [False, True])
+def test_a_package_that_was_changed_upstream_is_not_installed(changed, tmp_path):
+    wheel, lock = tmp_path / "mine-1-py3-none-any.whl", tmp_path / "lock.txt"
+    write_wheel(wheel, "x = 1")
+    lock.write_text(f"mine==1 --hash=sha256:{sha256_file(wheel)}\n")
+    write_wheel(wheel, "x = 2" if changed else "x = 1")
+    command = [sys.executable, "-m", "pip", "install", "--no-index", "--find-links", tmp_path, "--require-hashes"]
+    ended = subprocess.run([*command, "--target", tmp_path / "to", "-r", lock], capture_output=True, text=True)
+    assert (tmp_path / "to" / "mine.py").exists() != changed
+    assert (ended.returncode != 0 and "THESE PACKAGES DO NOT MATCH THE HASHES" in ended.stderr) == changed, ended.stderr
+
+
+def write_wheel(path, code):
+    """Write the wheel of a package of one module."""
+    with zipfile.ZipFile(path, "w") as wheel:
+        for name, text in (
+            ("mine.py", code),
+            ("mine-1.dist-info/METADATA", "Metadata-Version: 2.1\nName: mine\nVersion: 1\n"),
+            ("mine-1.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"),
+            ("mine-1.dist-info/RECORD", ""),
+        ):
+            wheel.writestr(zipfile.ZipInfo(name), text)
 
 
 @pytest.mark.fault("I2", "a database that knows no package at all is no answer")

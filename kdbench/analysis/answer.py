@@ -43,6 +43,21 @@ def ask(
     return answer(open_suite(results_dir, suite), objectives, baseline, metric)
 
 
+def _compared(
+    scores: pd.DataFrame,
+    question: dict[str, Any],
+    objectives: Sequence[str] | None,
+    baseline: str | None,
+    options: dict[str, Any],
+) -> Comparison:
+    if objectives or baseline:
+        first = baseline or (objectives or [question["baseline"]])[0]
+        return compare(scores, first, objectives=list(objectives) if objectives else None, **options)
+    if question["contrasts"]:
+        return compare(scores, contrasts=_available(question["contrasts"], scores), **options)
+    return compare(scores, question["baseline"], **options)
+
+
 def answer(
     results: SuiteResults,
     objectives: Sequence[str] | None,
@@ -57,13 +72,10 @@ def answer(
     scores = everything if objectives or baseline else equal_time.apart(everything, results.plan)
     options: dict[str, Any] = {"tasks": tasks, "alpha": question["alpha"], "margin": question["margin"]}
     options |= looks.options(question, tasks)
-    if objectives or baseline:
-        first = baseline or (objectives or [question["baseline"]])[0]
-        found = compare(scores, first, objectives=list(objectives) if objectives else None, **options)
-    elif question["contrasts"]:
-        found = compare(scores, contrasts=_available(question["contrasts"], scores), **options)
-    else:
-        found = compare(scores, question["baseline"], **options)
+    try:
+        found = _compared(scores, question, objectives, baseline, options)
+    except ConfigError as error:  # perhaps because of what is left out
+        raise ConfigError("; ".join([str(error), *missing(results)])) from None
     found.notes[:0] = [
         *missing(results),
         *jumped(results),

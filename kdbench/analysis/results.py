@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from kdbench.errors import ConfigError, StoreError, did_you_mean
 from kdbench.files import read_json, read_records, read_table
 from kdbench.run import plans
-from kdbench.run.store import Store
+from kdbench.run.store import Store, train_seconds
 from kdbench.suite.external import ARM, CONTROL, Arm, External
 from kdbench.suite.matrix import CEILING
 
@@ -89,9 +89,13 @@ def _cell(store: Store, planned: dict[str, Any], environment: dict[str, Any]) ->
         return facts | {"status": "missing", "path": entry.path}
     try:
         entry.verified()
+        if done["status"] == "ok" and "results.json" not in done["files"]:
+            raise StoreError(f"{entry.path}: DONE.json vouches for no results.json")
         metrics = read_metrics(entry.path) if done["status"] == "ok" else {}
     except StoreError as error:
         return facts | {"status": "damaged", "reason": str(error), "path": entry.path}
+    if "train_s" in done["timing"]:
+        done = done | {"timing": done["timing"] | {"train_s": train_seconds(done)}}
     subject = planned["inputs"].get("student") if planned["arm"] != CEILING else planned["inputs"]["teacher"]
     model = entry.path / "model"
     if not model.is_dir():

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdbench.distill import hub, models
-from kdbench.errors import ConfigError
+from kdbench.errors import ConfigError, StoreError
 from kdbench.files import read_json
 
 if TYPE_CHECKING:
@@ -40,10 +40,13 @@ def convert(source: Path, target: Path) -> Converted:
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(f"expected an empty or absent folder to write to, found files in {target}")
     model, left_out = _read(source)
-    model.save_pretrained(target)
-    for name in hub.TOKENIZER:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
+    try:
+        model.save_pretrained(target)
+        for name in hub.TOKENIZER:
+            if (source / name).is_file():
+                shutil.copyfile(source / name, target / name)
+    except Exception as error:  # of the disk, by whoever noticed it
+        raise StoreError(f"cannot write the model to {target}: {error}") from error
     tensors = _verify(model, target)
     return Converted(target, tensors, sum(one.numel() for one in model.parameters()), left_out)
 
@@ -57,8 +60,12 @@ def _check_source(source: Path) -> None:
         raise ConfigError(f"expected pytorch_model*.bin in {source}, found none")
     if not hub.whole_pickles(source):
         raise ConfigError(f"expected every shard that {hub.PICKLED_INDEX} names in {source}, found some missing")
-    if code := sorted(read_json(source / "config.json").get("auto_map", {}).values()):
-        raise ConfigError(f"the model in {source} needs code of its own ({code[0]}), which kdbench never runs")
+    config = read_json(source / "config.json")
+    if not isinstance(config, dict):
+        raise ConfigError(f"expected an object in {source / 'config.json'}, found {type(config).__name__}")
+    if code := config.get("auto_map"):
+        named = next(iter(code.values())) if isinstance(code, dict) else code
+        raise ConfigError(f"the model in {source} needs code of its own ({named!s:.80}), which kdbench never runs")
 
 
 def _read(source: Path) -> tuple[nn.Module, tuple[str, ...]]:

@@ -73,6 +73,13 @@ def config(path: Path) -> Any:
     Raises:
         ConfigError: it is no GGUF, not of the one architecture, or something in it cannot be told.
     """
+    try:
+        return _config(path)
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        raise ConfigError(f"gguf: {path.name} says impossible things of its model: {error!r}") from None
+
+
+def _config(path: Path) -> Any:
     from transformers import LlamaConfig
 
     told = _open(path)

@@ -90,9 +90,9 @@ def whole_pickles(folder: Path) -> bool:
 def _all_shards(folder: Path, index: str) -> bool:
     try:
         shards = set(json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"].values())
-    except (OSError, ValueError, KeyError, AttributeError):
+        return all((folder / Path(shard).name).is_file() for shard in shards)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return False
-    return all((folder / Path(shard).name).is_file() for shard in shards)
 
 
 def _named(names: Collection[str], wanted: Iterable[str]) -> list[str]:

@@ -48,7 +48,7 @@ class Record:
 class Records:
     """The records of a source that can be learnt from, by split, and what was left out.
 
-    counts: `read`; dropped: `incomplete` (a column missing or not text), `no_instruction`, `no_response`, `duplicate`
+    counts: `read`; dropped: `incomplete` (a column missing, or no text), `no_instruction`, `no_response`, `duplicate`
         (the same prompt and response again); kept: `same_prompt` (a prompt that another record has too).
     """
 
@@ -119,7 +119,18 @@ def _record(row: Any, columns: Mapping[str, str | None]) -> Record | None:
         return None
     extra = row.get(columns["input"]) if columns["input"] else None
     values = (row.get(columns["instruction"]), "" if extra is None else extra, row.get(columns["response"]))
-    return Record(*(value.strip() for value in values)) if all(isinstance(value, str) for value in values) else None
+    return Record(*(value.strip() for value in values)) if all(map(_is_text, values)) else None
+
+
+def _is_text(value: Any) -> bool:
+    """Whether a value is text that can be written: JSON may hold half a character (a lone surrogate)."""
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _unfit(record: Record) -> str | None:
@@ -185,7 +196,7 @@ def _from_file(path: Path) -> list[Any]:
             f"{WHERE}: expected records at {path}, found no such file (`kdbench plan SUITE --device-name H100` plans "
             "without any text)"
         ) from None
-    except (OSError, ValueError, RecursionError) as error:  # pyarrow's errors are these too
+    except Exception as error:  # pyarrow's are of many kinds
         raise ConfigError(f"{WHERE}: {path} cannot be read: {error}") from None
     if not isinstance(found, list):
         raise ConfigError(f"{WHERE}: expected a list of records in {path}, found {type(found).__name__}")

@@ -12,7 +12,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from kdbench.distill import jumps
 from kdbench.distill.accuracy import in_words
+from kdbench.distill.checkpoint import DAMAGED
 from kdbench.run.jobs import Job
+from kdbench.run.store import train_seconds
 
 WINDOW = 20
 Foreseen = Callable[[Set[str], float], float | None]
@@ -119,7 +121,9 @@ def _ending(event: dict[str, Any]) -> str:
         words.append(jumps.in_words(done[jumps.RECORDED]))
     if "effect" in done:
         words.append(in_words(done["effect"]))
+    if found := done["timing"].get(DAMAGED):
+        words.append(f"{found} damaged checkpoints were set aside")
     words.append(f"{done['timing']['wall_s']:.1f} s")
-    if done.get("tokens") and done["timing"].get("train_s"):
-        words.append(f"{done['tokens'] / done['timing']['train_s']:,.0f} tokens/s")
+    if done.get("tokens") and (seconds := train_seconds(done)):
+        words.append(f"{done['tokens'] / seconds:,.0f} tokens/s")
     return ", ".join(words)

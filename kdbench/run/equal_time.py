@@ -115,9 +115,10 @@ def _decide(store: Store, own: Sequence[Job], others: Sequence[Job]) -> Steps | 
 def _step_seconds(job: Job, done: dict[str, Any]) -> float | None:
     """Return the seconds of one step; a training that was resumed timed only the steps of its last part."""
     timing = done["timing"]
-    if done["status"] != "ok" or not timing.get("train_s"):
+    steps = timing.get("train_steps", job.inputs["train"]["steps"])
+    if done["status"] != "ok" or not timing.get("train_s") or not steps:
         return None
-    return timing["train_s"] / (timing.get("train_steps") or job.inputs["train"]["steps"])
+    return timing["train_s"] / steps
 
 
 def keep(found: Sequence[Timed], store: Store) -> None:

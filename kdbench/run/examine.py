@@ -13,7 +13,7 @@ from kdbench.files import read_json
 from kdbench.registry import user_folders
 from kdbench.run.agenda import Listener
 from kdbench.run.jobs import Job, Planner
-from kdbench.run.orchestrate import FINAL
+from kdbench.run.orchestrate import final
 from kdbench.run.store import Store
 from kdbench.run.workers import Pool
 from kdbench.suite.matrix import CEILING, FLOOR
@@ -78,8 +78,7 @@ def examine(suite: Suite, base: Path, store: Store, folder: Path, listeners: Seq
 
 def _make(planner: Planner, store: Store, job: Job, listeners: Sequence[Listener]) -> None:
     """Make the examination and what it needs, in a worker like any other, so that the numbers are those of a run."""
-    entries = {one.id: store.entry(one.kind, one.key).done() for one in planner.jobs.values()}
-    done = {name: found for name, found in entries.items() if found and found["status"] in FINAL}
+    done = {one.id: found for one in planner.jobs.values() if (found := final(store, one))}
     wanted: dict[str, Job] = {}
 
     def want(identity: str) -> None:
@@ -101,9 +100,10 @@ def _beside(planner: Planner, store: Store, weights: Mapping[str, float]) -> lis
     """Return the rows of floors (means over seeds) and ceilings whose results are in the store."""
     found: dict[str, list[Path]] = {}
     for cell, job in planner.cells:
-        entry = store.entry("cells", job.key)
-        if cell.arm in (FLOOR, CEILING) and entry.state() == "ok":
-            found.setdefault(f"{cell.arm}: {cell.student or cell.teacher}", []).append(entry.path)
+        done = final(store, job) if cell.arm in (FLOOR, CEILING) else None
+        if done and done["status"] == "ok":
+            path = store.entry("cells", job.key).path
+            found.setdefault(f"{cell.arm}: {cell.student or cell.teacher}", []).append(path)
     return [_row(name, paths, weights) for name, paths in found.items()]
 
 

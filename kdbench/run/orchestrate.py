@@ -20,6 +20,7 @@ from kdbench.suite.matrix import Cell, split_labels, timed_contrasts, timed_labe
 from kdbench.suite.schema import Suite
 
 FINAL = ("ok", "diverged")
+CALLED = {"objective_source": "the objective's code"}  # how a person reads some of a key's inputs
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ def plan(suite: Suite, base: Path, store: Store) -> Plan:
     for one in timed:
         planner.cells += [(cell, planner.cell(cell, one.waits_for)) for cell in one.cells]
     jobs = list(planner.jobs.values())
-    done = {job.id: found for job in jobs if job.id not in tuned.damaged and (found := _final(store, job))}
+    done = {job.id: found for job in jobs if job.id not in tuned.damaged and (found := final(store, job))}
     before = _previous(store, suite.name)
     cells = []
     for cell, job in planner.cells:
@@ -162,7 +163,8 @@ def _waits(cell: Cell) -> tuple[str, str]:
     return tuning.WAITS, "its settings are chosen by trials first"
 
 
-def _final(store: Store, job: Job) -> dict[str, Any] | None:
+def final(store: Store, job: Job) -> dict[str, Any] | None:
+    """Return the DONE.json of a job that is made and not to be made again; None where it is not, or is damaged."""
     entry = store.entry(job.kind, job.key)
     found = entry.done()
     if not found or found["status"] not in FINAL:
@@ -193,7 +195,8 @@ def _why(state: str, job: Job, before: dict[str, Any] | None) -> str:
         }[state]
     if before is None or before["key"] == job.key:
         return "new"
-    return "changed: " + (", ".join(differences(before["inputs"], job.inputs)) or "its inputs")
+    names = [CALLED.get(name, name) for name in differences(before["inputs"], job.inputs)]
+    return "changed: " + (", ".join(names) or "its inputs")
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:

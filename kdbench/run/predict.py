@@ -12,7 +12,7 @@ from kdbench.api import Trajectories
 from kdbench.distill.calibrate import Rates, calibrate
 from kdbench.distill.layouts import LOGIT_ROWS
 from kdbench.errors import StoreError
-from kdbench.files import read_json, write_json
+from kdbench.files import SUM, read_json, sealed, write_json
 from kdbench.registry import objective
 from kdbench.run.agenda import ORDER
 from kdbench.run.jobs import Job
@@ -236,7 +236,7 @@ def record(plan: Plan, store: Store, foreseen: Prediction, took_s: float, done: 
             rows[name] = {"job": name, "title": plan.planner.jobs[name].title, **asdict(one), **fact}
     whole = {"predicted_s": round(foreseen.seconds, 1), "took_s": round(took_s, 1), "workers": foreseen.workers}
     content = {**whole, "cells_median_error": _median_error(rows), "jobs": list(rows.values())}
-    write_json(store.suite_folder(plan.suite.name) / "costs.json", content)
+    write_json(store.suite_folder(plan.suite.name) / "costs.json", sealed(content))
     return content
 
 
@@ -247,11 +247,14 @@ def _median_error(rows: Mapping[str, Mapping[str, Any]]) -> float | None:
 
 
 def costs(store: Store, name: str) -> dict[str, Any] | None:
-    """Return what `record` wrote, if it did."""
+    """Return what `record` wrote, if it did and nobody has changed it since."""
     try:
-        return read_json(store.suite_folder(name) / "costs.json")
+        found = read_json(store.suite_folder(name) / "costs.json")
     except StoreError:
         return None
+    if not isinstance(found, dict) or found != sealed(found):
+        return None
+    return {name: value for name, value in found.items() if name != SUM}
 
 
 def in_words(found: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ trials' keys and the rule, so it is a function of them and a run may end and go 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,7 +17,7 @@ from kdbench.files import read_json
 from kdbench.run import decisions
 from kdbench.run.job import Job
 from kdbench.run.jobs import Planner
-from kdbench.run.store import Entry, Store
+from kdbench.run.store import Busy, Entry, Store
 from kdbench.suite.matrix import Cell, Place, place
 from kdbench.suite.schema import Suite
 
@@ -158,8 +159,8 @@ def _edge(chosen: Mapping[str, Any], tried: Sequence[Mapping[str, Any]]) -> list
 def keep(tuned: Tuned, store: Store) -> None:
     """Write the choices that are not in the store yet, and set damaged trials aside."""
     for entry in tuned.damaged.values():
-        with entry.locked(wait_s=10.0):
-            if entry.done():
+        with suppress(Busy), entry.locked():  # who holds it is making it again
+            if entry.done() and not entry.is_whole():
                 entry.set_aside()
     for choice in tuned.choices.values():
         decisions.keep(store, choice.inputs, FILE, choice.content, {"trials_s": choice.seconds})

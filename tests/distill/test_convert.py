@@ -13,7 +13,7 @@ import torch
 
 from kdbench.distill import models
 from kdbench.distill.convert import convert
-from kdbench.errors import ConfigError
+from kdbench.errors import ConfigError, StoreError
 from tests.conftest import call
 from tests.distill.saved import FAMILIES, made, save_pickled
 
@@ -76,6 +76,29 @@ def test_a_model_that_needs_code_of_its_own_is_refused(tmp_path):
     (folder / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModel": "own.Model"}}))
     with pytest.raises(ConfigError, match=r"needs code of its own \(own.Model\)"):
         convert(folder, tmp_path / "new")
+
+
+@pytest.mark.parametrize(("content", "words"), [
+    ("[]", "expected an object"), ('{"auto_map": ["own.Model"]}', "needs code of its own"),
+    ('{"auto_map": {"AutoTokenizer": ["own.Tokenizer", null], "AutoModel": "own.Model"}}', "needs code of its own"),
+])  # fmt: skip
+def test_a_config_of_another_shape_is_refused(content, words, tmp_path):
+    folder = save_pickled(made("opt"), tmp_path / "old")
+    (folder / "config.json").write_text(content)
+    with pytest.raises(ConfigError, match=words):
+        convert(folder, tmp_path / "new")
+
+
+@pytest.mark.fault("C1", "a disk that is full while a converted model is written")
+def test_a_disk_that_is_full_for_a_converted_model_is_one_error(tmp_path, monkeypatch):
+    from transformers import PreTrainedModel
+
+    def full(self, folder):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", full)
+    with pytest.raises(StoreError, match=r"cannot write the model to .*No space left on device"):
+        convert(save_pickled(made("opt"), tmp_path / "old"), tmp_path / "new")
 
 
 def test_a_missing_tensor_and_a_missing_shard_are_named(tmp_path):

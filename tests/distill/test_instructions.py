@@ -260,12 +260,13 @@ def test_what_cannot_be_learnt_from_is_dropped_and_counted():
         row(instruction=""),
         row(response=None),
         "text",
+        row("Do it \ud83d."),
         row("do  IT.", "No."),
     ]
     kept, counts = records.clean(rows, COLUMNS)
     assert [one.response for one in kept] == ["Done.", "No."]
     assert counts == {
-        "read": 7, "duplicate": 1, "no_response": 1, "no_instruction": 1, "incomplete": 2, "same_prompt": 1
+        "read": 8, "duplicate": 1, "no_response": 1, "no_instruction": 1, "incomplete": 3, "same_prompt": 1
     }  # fmt: skip
 
 

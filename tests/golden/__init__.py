@@ -1,6 +1,6 @@
 """A golden trajectory: the loss of each step, to the last bit, of a few steps on the quickstart's own models.
 
-python -m tests.golden      writes quickstart_trajectory.json anew
+python -m tests.golden      writes the file of this processor's vector instructions anew
 
 It may be written anew when a change is meant to change results, and the same commit says so in CHANGELOG.md under
 [Results]; or for other versions of torch and transformers, when no code changes with it. Never to make a test pass.
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent.parent
-FILE = Path(__file__).parent / "quickstart_trajectory.json"
+HERE = Path(__file__).parent
 OBJECTIVES = ("kl", "atkd", "reverse_kl", "sft")
 STEPS, ROWS, SEED, VOCABULARY = 5, 40, 0, 2048
 TEXT = """
@@ -77,6 +77,13 @@ def trajectories() -> dict[str, list[dict[str, str]]]:
     return found
 
 
+def path_of(capability: str) -> Path:
+    """Return where the trajectory of a processor's vector instructions is kept, such as AVX2."""
+    return HERE / f"quickstart_{capability}.json"
+
+
 def stored() -> dict[str, Any]:
-    """Return what the file holds: `facts` and `trajectories`."""
-    return json.loads(FILE.read_text(encoding="utf-8"))
+    """Return what the file of this processor holds, or else another's: `facts` and `trajectories`."""
+    own = path_of(facts()["cpu_capability"])
+    path = own if own.is_file() else min(HERE.glob("quickstart_*.json"))
+    return json.loads(path.read_text(encoding="utf-8"))

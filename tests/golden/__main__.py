@@ -6,8 +6,11 @@ import json
 
 import torch
 
-from tests.golden import FILE, facts, trajectories
+from tests.golden import facts, path_of, trajectories
 
 torch.set_num_threads(1)
-FILE.write_text(json.dumps({"facts": facts(), "trajectories": trajectories()}, indent=1) + "\n", encoding="utf-8")
-print(f"{FILE}: written; name the change in CHANGELOG.md under [Results]")
+here = facts()
+path_of(here["cpu_capability"]).write_text(
+    json.dumps({"facts": here, "trajectories": trajectories()}, indent=1) + "\n", encoding="utf-8"
+)
+print(f"{path_of(here['cpu_capability'])}: written; name the change in CHANGELOG.md under [Results]")

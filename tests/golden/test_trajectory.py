@@ -5,10 +5,12 @@ python -m pytest tests/golden
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
-from tests.golden import OBJECTIVES, STEPS, facts, stored, trajectories
+from tests.golden import HERE, OBJECTIVES, STEPS, facts, stored, trajectories
 
 
 @pytest.fixture
@@ -32,8 +34,9 @@ def test_the_quickstart_s_models_learn_along_the_golden_trajectory(one_thread, r
     record_property("tried", len(OBJECTIVES) * STEPS)
 
 
-def test_the_golden_trajectory_is_whole_and_of_trainings_that_differ():
-    golden = stored()["trajectories"]
+@pytest.mark.parametrize("path", sorted(HERE.glob("quickstart_*.json")), ids=lambda path: path.stem)
+def test_a_golden_trajectory_is_whole_and_of_trainings_that_differ(path):
+    golden = json.loads(path.read_text(encoding="utf-8"))["trajectories"]
     assert set(golden) == set(OBJECTIVES) and all(len(steps) == STEPS for steps in golden.values())
     assert len({steps[-1]["loss"] for steps in golden.values()}) == len(OBJECTIVES)
     assert float.fromhex(golden["sft"][-1]["loss"]) < float.fromhex(golden["sft"][0]["loss"])

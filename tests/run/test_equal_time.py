@@ -74,6 +74,12 @@ def test_a_training_that_was_resumed_is_timed_by_the_steps_that_it_timed(timed):
     assert steps(plan) == {6}
 
 
+def test_a_cell_of_which_no_step_was_timed_decides_nothing(timed):
+    """It was killed after its last step, so that the run that ended it had nothing left to train."""
+    plan, _ = timed(lambda cell: {"kl": 0.001, "sft": 1.0}[cell.arm], train_steps=0)
+    assert steps(plan) == {12}
+
+
 def test_a_side_that_diverged_everywhere_leaves_the_steps_as_they_are(timed):
     plan, _ = timed(lambda cell: None if cell.arm == "kl" else 2.0)
     assert steps(plan) == {12}

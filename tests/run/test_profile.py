@@ -9,7 +9,7 @@ import json
 
 import pytest
 
-from kdbench.files import sha256_file
+from kdbench.files import SUM, sealed, sha256_file
 from tests.conftest import call
 
 STEP = {"student forward", "student backward", "loss with heads", "optimiser", "data", "teacher states", "probe"}
@@ -91,7 +91,7 @@ def test_a_run_says_what_it_foresaw_and_writes_it_beside_the_fact(world):
     assert len(cells) == 13
     assert all(row["seconds"] > 0 and row["took_s"] > 0 and row["peak_rss_mib"] > 0 and row["mib"] > 0 for row in cells)
     planned = json.loads(call("plan", suite, "--results-dir", results, "--json").stdout)
-    assert planned["last_run"] == found
+    assert found == sealed(found) and planned["last_run"] | {SUM: found[SUM]} == found
     assert planned["expected_seconds"] == 0 and planned["expected_peak_mib"] == 0
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from kdbench import load_scores
 from tests.conftest import call, kdbench
 from tests.run.conftest import products
 
@@ -121,8 +122,13 @@ def test_a_flipped_bit_in_scores_is_never_shown(world, tmp_path):
     _, _, results, _ = world
     target = tmp_path / "r"
     shutil.copytree(results, target)
-    flip(sorted(target.glob("cells/*/samples.parquet"))[0])
-    assert "damaged" in call("compare", "--results-dir", target).stdout
+    plan = json.loads((target / "suites" / "tiny" / "plan.json").read_text())
+    cell = next(cell for cell in plan["cells"] if cell["arm"] == "kl" and cell["seed"] == 1)
+    flip(target / "cells" / cell["key"] / "samples.parquet")
+    assert "1 of 13 cells damaged, left out: kl" in call("compare", "--results-dir", target).stdout
+    scores = load_scores(target)
+    assert sorted(scores[scores.objective == "kl"].seed.unique()) == [0, 2]
+    assert sorted(scores[scores.objective == "sft"].seed.unique()) == [0, 1, 2]
 
 
 @pytest.mark.fault("C5", "a bit of a model that a cell needs: set aside, made again")
@@ -192,7 +198,7 @@ def test_a_diverged_cell_is_a_result_and_not_a_gap(world, tmp_path):
         "    needs_teacher = False\n\n"
         "    def terms(self, student, teacher, tokens):\n"
         '        return {"bad": student.log_prob_target * float("nan")}\n'
-    )
+    )  # of the first step: tests/distill/test_train.py has later ones
     run = (
         "run",
         suite,
@@ -209,6 +215,16 @@ def test_a_diverged_cell_is_a_result_and_not_a_gap(world, tmp_path):
     )
     assert "diverged" in process.stdout and "step 0" in process.stderr + process.stdout
     assert "Traceback" not in process.stderr
+    ended = {path.parent: json.loads(path.read_text()) for path in (tmp_path / "r").glob("cells/*/DONE.json")}
+    (bad,) = [(folder, done) for folder, done in ended.items() if done["status"] == "diverged"]
+    assert bad[1]["step"] == 0 and "last finite loss" in bad[1]["reason"] and len(ended) == 4
+    assert sum(done["status"] == "ok" for done in ended.values()) == 3, "the others went on"
+    shown = call("compare", "--results-dir", tmp_path / "r")
+    assert "diverged, left out: bad · small · seed 0" in shown.output, shown.output
+    again = kdbench(
+        *run, "--set", "objectives=[sft, bad]", "--set", "compare.contrasts=[]", "--only", "seed=0", check=3
+    )
+    assert "0 jobs to run" in again.stderr and json.loads((bad[0] / "DONE.json").read_text()) == bad[1]
 
 
 @pytest.mark.slow

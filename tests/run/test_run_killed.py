@@ -18,8 +18,10 @@ import psutil
 import pytest
 
 from kdbench.files import read_json
+from kdbench.run.tracking import KEY_TAG
 from tests.conftest import call, kdbench
 from tests.run.conftest import products
+from tests.run.test_tracking import runs, snapshot
 
 
 class Program:
@@ -30,6 +32,7 @@ class Program:
         command += ["--no-mlflow", f"--workers={workers}", *changes]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
         self.text, self.target = "", target
+        self.children: list[psutil.Process] = []
 
     def until(self, jobs: int) -> Program:
         """Wait until this invocation has finished that many jobs."""
@@ -47,6 +50,15 @@ class Program:
             time.sleep(0.05)
         raise AssertionError(f"no cell was trained:\n{self.text}")
 
+    def until_it_hangs(self) -> Program:
+        """Wait until no file of a cell has changed for some seconds."""
+        before, since = None, time.monotonic()
+        while time.monotonic() - since < 6:
+            now = sorted((str(path), path.stat().st_mtime_ns) for path in self.target.glob("cells/*/**/*"))
+            before, since = now, since if now == before else time.monotonic()
+            time.sleep(0.2)
+        return self
+
     def worker(self) -> psutil.Process:
         """Return one of its workers."""
         children = psutil.Process(self.process.pid).children()
@@ -57,14 +69,24 @@ class Program:
         self.text += self.process.stderr.read()
         self.process.stderr.close()
         code = self.process.wait(60)
-        for _ in range(100):
-            alive = (
-                p for p in psutil.process_iter(["cmdline"]) if str(self.target) in " ".join(p.info["cmdline"] or [])
-            )
-            if not any(alive):
-                return code
-            time.sleep(0.1)
-        raise AssertionError("workers outlive their parent")
+        _, alive = psutil.wait_procs(self.children, timeout=20)
+        assert not alive, "workers outlive their parent"
+        return code
+
+    def kill(self) -> None:
+        """Kill the run itself, whose workers must notice."""
+        self.look()
+        self.process.kill()
+        assert self.end() == -signal.SIGKILL, "it had ended before"
+
+    def look(self) -> None:
+        """Note which workers there are."""
+        self.children += psutil.Process(self.process.pid).children(recursive=True)
+
+    def signal(self, number: int) -> None:
+        """Send the run a signal."""
+        self.look()
+        self.process.send_signal(number)
 
 
 @pytest.mark.fault("A4", "SIGKILL of the parent: no worker outlives it, the next run ends with the same bytes")
@@ -82,35 +104,42 @@ def test_a_run_that_is_stopped_terminated_and_killed_ends_with_the_same_bytes(wo
     target = tmp_path / "r é"
     for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
         program = Program(suite, target).until(4)
-        program.process.send_signal(number)
+        program.signal(number)
         assert program.end() == code
         assert "run the same command to go on" in program.text and "Traceback" not in program.text
     program = Program(suite, target).until(1)
     program.worker().kill()
     program.until(3)
     assert "died (killed, perhaps out of memory" in program.text
-    program.process.kill()
-    program.end()
+    program.kill()
+    assert program.children, "there was no worker that could have outlived it"
     kdbench("run", suite, "--results-dir", target, "--no-mlflow", "--workers", 1, PYTHONHASHSEED="7")
     assert products(target) == products(results)
 
 
 @pytest.mark.slow
-@pytest.mark.fault("B2", "SIGINT twice, a tenth of a second apart: ended at once, the same bytes in the end")
-def test_a_run_that_is_interrupted_twice_ends_at_once_and_goes_on(world, tmp_path):
+@pytest.mark.fault("B2", "SIGINT twice while a cell hangs: the second ends it at once, the same bytes in the end")
+def test_a_run_that_is_interrupted_twice_ends_at_once_and_goes_on(world, tmp_path, monkeypatch):
     _, suite, results, _ = world
-    program = Program(suite, tmp_path / "r", workers=2).until(6)
+    monkeypatch.setenv("KDBENCH_FAILPOINT", "step:40:sleep:3600")  # in a cell: the teacher takes 16 steps
+    program = Program(suite, tmp_path / "r").until_a_cell_is_made().until_it_hangs()
+    program.signal(signal.SIGINT)
+    time.sleep(3)
+    assert program.process.poll() is None, "the first one waits for the step to end"
+    began = time.monotonic()
     program.process.send_signal(signal.SIGINT)
-    time.sleep(0.1)
-    program.process.send_signal(signal.SIGINT)
-    assert program.end() == 130 and "Traceback" not in program.text
+    assert program.end() == 130 and time.monotonic() - began < 10
+    assert "interrupted at once" in program.text and "Traceback" not in program.text
+    monkeypatch.delenv("KDBENCH_FAILPOINT")
     kdbench("run", suite, "--results-dir", tmp_path / "r", "--no-mlflow")
     assert products(tmp_path / "r") == products(results)
 
 
 @pytest.mark.slow
-@pytest.mark.fault("A8", "SIGKILL of the parent as it writes its third cell to MLflow: the next run ends both")
-def test_a_run_killed_in_an_export_is_whole_after_the_next_with_its_mirror(world, tmp_path):
+@pytest.mark.fault(
+    "A8", "SIGKILL of the parent as it writes its third cell to MLflow: the next run, then a sync, end both"
+)
+def test_a_run_killed_in_an_export_is_whole_after_the_next_and_its_mirror_after_a_sync(world, tmp_path):
     _, suite, results, _ = world
     run = ("run", suite, "--results-dir", tmp_path / "r", "--workers", 1)
     kdbench(*run, check=-9, KDBENCH_FAILPOINT="export:3:kill")
@@ -118,6 +147,12 @@ def test_a_run_killed_in_an_export_is_whole_after_the_next_with_its_mirror(world
     assert products(tmp_path / "r") == products(results)
     added = [call("mlflow", "sync", "--results-dir", tmp_path / "r").stderr for _ in range(2)]
     assert re.search(r"tiny: [1-9]\d* cells", added[0]) and "tiny: 0 cells" in added[1], added
+    found = [run for run in runs(tmp_path / "r")[1] if KEY_TAG in run.data.tags]
+    assert len(found) == len({run.data.tags[KEY_TAG] for run in found}) == 13
+    assert {run.info.status for run in found} == {"FINISHED"}
+    names = {run.info.run_name for run in found}
+    points = [{key: n for key, n in snapshot(root)[1].items() if key[0] in names} for root in (tmp_path / "r", results)]
+    assert points[0] == points[1], "a curve has points twice, or lacks some"
 
 
 @pytest.mark.slow
@@ -127,8 +162,7 @@ def test_a_run_killed_anywhere_ends_with_the_same_bytes(world, tmp_path, jobs, d
     _, suite, results, _ = world
     program = Program(suite, tmp_path / "r", workers=2).until(jobs)
     time.sleep(delay)
-    program.process.kill()
-    program.end()
+    program.kill()
     kdbench("run", suite, "--results-dir", tmp_path / "r", "--no-mlflow")
     assert products(tmp_path / "r") == products(results)
 
@@ -146,27 +180,39 @@ def test_cells_that_write_text_end_with_the_same_bytes_when_killed_at_random_mom
     changes = ("--set", WRITTEN, "--set", "compare={baseline: seqkd, tasks: [swap]}", "--set", "seeds=[0]")
     plain, target = tmp_path / "a", tmp_path / "b"
     kdbench("run", suite, "--results-dir", plain, "--no-mlflow", *changes)
-    rng = random.Random()
+    seed = random.SystemRandom().randrange(10**6)
+    print(f"moments drawn with seed {seed}")
+    rng = random.Random(seed)
+    done = []
     for wait in (Program.until_a_cell_is_made, lambda program: program.until(1)):
         delay = rng.uniform(0.0, 1.5)
         program = wait(Program(suite, target, changes=changes))
         time.sleep(delay)
-        program.process.kill()
-        program.end()
+        program.kill()
+        done.append(len(list(target.glob("cells/*/DONE.json"))))
+    assert min(done) < 7, "no kill came before the last cell was made"
     kdbench("run", suite, "--results-dir", target, "--no-mlflow", "--workers", 1, *changes)
     assert products(target) == products(plain) and len(products(plain)) > 20
 
 
 @pytest.mark.fault("D1", "two runs of one suite")
+@pytest.mark.fault("D5", "compare, doctor and gc while two runs write")
 @pytest.mark.fault("D6", "two runs that need one teacher cache")
-def test_two_runs_at_once_make_each_cell_once(world, tmp_path):
+def test_two_runs_at_once_make_each_cell_once_and_may_be_looked_at(world, tmp_path):
     _, suite, results, _ = world
     target = tmp_path / "r"
     command = [sys.executable, "-m", "kdbench.cli", "run", str(suite), "--results-dir", str(target)]
     command += ["--no-mlflow", "--workers", "1"]
-    both = [subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    texts = [process.communicate(timeout=200) for process in both]
-    assert [process.returncode for process in both] == [0, 0], texts
+    both = [subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) for _ in range(2)]
+    asked = (("doctor", "--store"), ("gc", "--yes"), ("compare", "--json"), ("cache", "ls"))
+    looked = 0
+    while any(process.poll() is None for process in both):
+        shown = call(*asked[looked % len(asked)], "--results-dir", target)
+        assert shown.exit_code in (0, 2) and "Traceback" not in shown.output, shown.output  # 2: no results yet
+        assert shown.exit_code == 0 or re.search("no results|no complete cell", shown.stderr), shown.output
+        looked += 1
+        time.sleep(2)
+    assert [process.returncode for process in both] == [0, 0] and looked > len(asked)
     assert products(target) == products(results)
     assert not list(target.rglob("*.corrupt*"))
     attempts = {path.parent.name: read_json(path)["timing"]["attempts"] for path in target.glob("*/*/DONE.json")}
