@@ -34,7 +34,8 @@ def errors_end_well(command: Callable[..., Any]) -> Callable[..., Any]:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             sys.exit(0)
         except OSError as error:  # of a disk: not to be read, full, a name that is too long
-            click.echo(f"error: {error.strerror or error}: {error.filename or 'standard output'}", err=True)
+            where = f": {error.filename}" if error.filename else ""
+            click.echo(f"error: {error.strerror or error}{where}", err=True)
             sys.exit(StoreError.exit_code)
 
     return wrapped

@@ -52,6 +52,7 @@ class Exporter:
             self._mirror()
         except Exception as error:
             self.failed = True
+            self.events = queue.Queue()  # what nobody will read is not kept
             self.warn(
                 f"MLflow: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''} — the results are "
                 "safe; `kdbench mlflow sync` writes them to MLflow later"

@@ -117,10 +117,9 @@ def make_tokenizer(work: Work) -> None:
     elif "gguf" in work.context:
         gguf.tokenizer(Path(work.context["gguf"])).save_pretrained(folder)
     elif "path" in work.context:
-        origins.check_unchanged(
-            origins.tokenizer_files(work.context["path"]), work.inputs["files"], work.context["path"]
-        )
-        models.load_tokenizer(Path(work.context["path"])).save_pretrained(folder)
+        source = Path(work.context["path"])
+        origins.check_unchanged(origins.tokenizer_files(source), work.inputs["files"], source)
+        models.load_tokenizer(source).save_pretrained(folder)
     else:
         data.train_tokenizer(material.splits(work)["train"], work.inputs["bpe"], folder)
 
@@ -147,8 +146,9 @@ def make_model(work: Work) -> dict[str, Any]:
     """Make a model's weights, or take them over; either way an ordinary Hugging Face folder results."""
     folder, inputs = work.entry.path / "model", work.inputs
     if "path" in work.context:
-        origins.take_over(Path(work.context["path"]), folder)
-        origins.check_unchanged(models.folder_fingerprint(folder), inputs["weights"], work.context["path"])
+        source = Path(work.context["path"])
+        origins.take_over(source, folder)
+        origins.check_unchanged(models.folder_fingerprint(folder), inputs["weights"], source)
         return {}
     if "hub" in inputs:
         work.hooks.stage(f"fetching {inputs['hub']['id']}")
@@ -241,13 +241,13 @@ def make_cell(work: Work) -> dict[str, Any]:
     ceiling = inputs["arm"] == "ceiling"
     folder = model_folder(work.store, inputs["teacher" if ceiling else "student"])
     trained = inputs["arm"] == "objective"
+    for role in ("student", "teacher"):
+        if role in inputs:
+            _check_tokenizer(model_folder(work.store, inputs[role]), _tokenizer_folder(work))
     if trained and "fsdp" in inputs["train"]:
         ranks.train(work, free=FREE)
     guided = inputs["arm"] in ("objective", ARM) and "teacher" in inputs
     guide = _teacher_model(work) if guided else None
-    for role in ("student", "teacher"):
-        if role in inputs:
-            _check_tokenizer(model_folder(work.store, inputs[role]), _tokenizer_folder(work))
     with work.clock.part("load_s"):
         model = _teacher_model(work) if ceiling else models.load(folder, work.runtime)
         models.head(model, len(tokenizer))

@@ -180,7 +180,7 @@ def take_over(source: Path, folder: Path, link: bool = False) -> None:
     shutil.copytree(source, folder, dirs_exist_ok=True, ignore=_not_the_model, copy_function=copy)
 
 
-def check_unchanged(found: Any, planned: Any, path: str) -> None:
+def check_unchanged(found: Any, planned: Any, path: Path) -> None:
     """Refuse files of a user's that are not those whose fingerprint is in the key.
 
     Raises:
@@ -190,9 +190,9 @@ def check_unchanged(found: Any, planned: Any, path: str) -> None:
         raise ConfigError(f"{path} has changed since this run was planned; start the run again")
 
 
-def tokenizer_files(folder: Path | str) -> dict[str, str]:
+def tokenizer_files(folder: Path) -> dict[str, str]:
     """Return name → sha256 of the files that make up a saved tokenizer."""
-    present = [path for path in sorted(Path(folder).glob("*")) if path.is_file()]
+    present = [path for path in sorted(folder.glob("*")) if path.is_file()]
     whole = any(path.name == "tokenizer.json" for path in present)
     return {p.name: sha256_file(p) for p in present if "token" in p.name or (not whole and p.name in hub.TOKENIZER)}
 

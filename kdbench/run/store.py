@@ -9,7 +9,6 @@ as `<key>.corrupt-<n>`, said, and made again: never silently used, never silentl
 from __future__ import annotations
 
 import json
-import math
 import os
 import secrets
 import shutil
@@ -44,6 +43,7 @@ FORMAT, LATER = 1, "later"
 PEAK_GPU = "peak_gpu_mib"  # in a cell's timing, where a GPU was used
 ATTEMPTS = "attempts"  # how often work on an entry was begun; beside the checkpoints, since it is no part of a result
 LEAVINGS = ".tmp*"  # of a process that was killed while it wrote: ours, and those of safetensors
+MOST = 1e15  # of what is timed or counted; NaN is not below it either
 STATUSES = ("ok", "diverged", "failed")
 
 
@@ -285,9 +285,9 @@ class Entry:
 
 
 def _are_numbers(timing: dict[str, Any]) -> bool:
-    """Whether all values are finite numbers, or dicts of such."""
+    """Whether all values are numbers that a clock or a counter may show, or dicts of such."""
     return all(
-        _are_numbers(value) if isinstance(value, dict) else isinstance(value, int | float) and math.isfinite(value)
+        _are_numbers(value) if isinstance(value, dict) else isinstance(value, int | float) and abs(value) < MOST
         for value in timing.values()
     )
 

@@ -64,6 +64,7 @@ def test_two_processes_make_the_cell_of_one_though_they_were_stopped_and_killed(
     job = cell_of(planner(suite_path, "train.fsdp=2"))
 
     hooks = Hooks(events.append, lambda: 143 if any(one.get("step") == 2 for one in events) else 0)
+    monkeypatch.setenv("KDBENCH_FAILPOINT", "step:2:sleep:3")  # until the stop has come to them
     with pytest.raises(Interrupted) as stopped:
         execute(store, job.message(), hooks)
     assert stopped.value.exit_code == 143

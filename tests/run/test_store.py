@@ -265,7 +265,7 @@ def test_the_seconds_of_a_training_that_was_resumed_are_worked_out_from_what_was
 
 
 @pytest.mark.fault("E11", "numbers in DONE.json that are none")
-@pytest.mark.parametrize("wall", ["1e999", "NaN", '"long"', "null"])
+@pytest.mark.parametrize("wall", ["1e999", "NaN", '"long"', "null", "1" + "0" * 400])
 def test_a_timing_that_is_no_number_is_damage(entry, wall):
     commit(entry, x="1")
     path = entry.path / "DONE.json"
