@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import call, kdbench
+from tests.conftest import call
 
 ROOT = Path(__file__).parent.parent
 EXTRAS = {
@@ -87,16 +87,26 @@ def test_tables_fit_any_terminal_without_colour_codes(settings, suite_file, tmp_
         assert result.exit_code == 0 and "\x1b" not in result.stdout, result.output
 
 
+def in_ascii(*arguments):
+    from click.testing import CliRunner
+
+    from kdbench.cli import main
+
+    ended = CliRunner(charset="ascii").invoke(main, [str(one) for one in arguments])
+    assert ended.exit_code == 0, repr(ended.exception)
+    return ended.stdout_bytes.decode("ascii")
+
+
 @pytest.mark.fault("I6", "a stdout that knows ASCII alone: tables lose what it lacks, JSON nothing")
 def test_what_an_encoding_lacks_ends_no_command(suite_file):
     suite_file.write_text(suite_file.read_text().replace("Does it work?", "¿Naïve − 漢字?"), encoding="utf-8")
     asked = ("plan", suite_file)
-    table = kdbench(*asked, PYTHONIOENCODING="ascii").stdout
+    table, document = (in_ascii(*asked, *more) for more in ([], ["--json"]))
     assert table.isascii() and "suite tiny: ?Na?ve" in table
-    document = kdbench(*asked, "--json", PYTHONIOENCODING="ascii").stdout
     assert document.isascii() and json.loads(document)["question"] == "¿Naïve − 漢字?"
 
 
+@pytest.mark.slow
 @pytest.mark.fault("I6", "a reader that leaves after the first byte of a JSON document and of a table")
 @pytest.mark.parametrize("form", ["--json", "--dry-run"])
 def test_a_reader_that_leaves_early_is_no_error(form, suite_file):

@@ -13,7 +13,7 @@ import re
 import sqlite3
 import time
 from collections.abc import Iterable
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -141,7 +141,9 @@ class Mirror:
         if "MLFLOW_TRACKING_URI" not in os.environ:
             prepare_database(store)
         self.client = mlflow.MlflowClient(self.uri)
-        with self._alone():
+        # Keeps other processes out, which may have the same cell to write; a store on a read-only disk has none.
+        self.alone = FileLock(store.root / LOCK) if os.access(store.root, os.W_OK) else nullcontext()
+        with self.alone:
             self.experiment = self._experiment()
         self.runs: dict[str, str] = {}
         self.logged: dict[str, int] = {}
@@ -202,7 +204,8 @@ class Mirror:
         """Return a cell's run, made if needed; one cell has one run, whoever made it."""
         key = cell["key"]
         if key not in self.runs:
-            self.runs[key] = self._find(KEY_TAG, key) or self._new_cell_run(cell, parent, started_ms)
+            with self.alone:
+                self.runs[key] = self._find(KEY_TAG, key) or self._new_cell_run(cell, parent, started_ms)
         return self.runs[key]
 
     def _new_cell_run(self, cell: dict[str, Any], parent: str, started_ms: int) -> str:
@@ -249,13 +252,9 @@ class Mirror:
         Args:
             seen: what was seen of its training while it ran.
         """
-        with self._alone():
+        with self.alone:
             if self._find(DONE_TAG, done["key"]) is None:
                 self._complete(cell, parent, folder, done, seen or Seen())
-
-    def _alone(self) -> AbstractContextManager[Any]:
-        """Keep other processes out, which may have the same cell to write; a store on a read-only disk has none."""
-        return FileLock(self.store.root / LOCK) if os.access(self.store.root, os.W_OK) else nullcontext()
 
     def _complete(self, cell: dict[str, Any], parent: str, folder: Path, done: dict[str, Any], seen: Seen) -> None:
         from mlflow.entities import Metric, RunTag

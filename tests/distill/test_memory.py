@@ -111,6 +111,7 @@ print([record["micro_batch"] for record in learn(int(sys.argv[1]))])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.fault("F3", "RLIMIT_AS, 100 MiB more than is in use: met by smaller micro-batches")
 def test_a_real_shortage_of_memory_is_met_by_smaller_micro_batches():
     """The process may take 100 MiB more than it has; a forward pass over the whole batch takes several times that."""

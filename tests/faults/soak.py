@@ -50,7 +50,7 @@ objectives:
 - taid
 - {{name: distillm, phi: 0.9, capacity: 12, fresh: 0.5, label: replay}}
 seeds: {seeds}
-train: {{steps: 24, batch_tokens: 128, lr: 1e-2, checkpoint_steps: 4}}
+train: {{steps: 150, batch_tokens: 128, lr: 1e-2, checkpoint_steps: 15}}
 examine: {{tasks: [swap], items: 20, batch_size: 8, intrinsic_tokens: 64}}
 compare: {{baseline: kl, tasks: [swap]}}
 device: cpu

@@ -108,6 +108,7 @@ def test_a_clock_that_jumps_changes_nothing_and_no_duration_is_negative(house, w
     assert all(value >= 0 for value in timing.values())
 
 
+@pytest.mark.slow
 @pytest.mark.fault("B6", "a process in another time zone whose locale knows ASCII alone")
 def test_a_process_of_another_locale_and_time_zone_makes_the_same_bytes(suite, house, tmp_path, expected):
     other = {"TZ": "Pacific/Kiritimati", "LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}

@@ -52,6 +52,7 @@ def test_a_crash_loop_ends_and_says_so(house, without, expected, monkeypatch, re
     record_property("tried", ATTEMPTS)
 
 
+@pytest.mark.slow
 @pytest.mark.fault("B3", "SIGTERM while the second checkpoint is written")
 def test_a_sigterm_during_a_checkpoint_leaves_it_whole(house, without, expected, monkeypatch):
     job = house.job("kl")

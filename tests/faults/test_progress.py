@@ -64,7 +64,11 @@ def test_a_flipped_bit_in_what_is_unfinished_changes_no_result(title, moment, fl
 
 
 @pytest.mark.fault("A3", "an end at every moment that touches a checkpoint: none is lost, at most one step interval is")
-@pytest.mark.parametrize("name", ["write", "synced", "replaced", "checkpoint", "prune", "done", "drop", "commit"])
+@pytest.mark.parametrize(
+    "name",
+    ["checkpoint", "prune", "done", "drop", "commit",
+     *(pytest.param(name, marks=pytest.mark.slow) for name in ("write", "synced", "replaced"))],
+)  # fmt: skip
 def test_an_end_at_any_moment_costs_no_more_than_the_steps_since_the_last_checkpoint(
     name, house, without, expected, record_property
 ):

@@ -106,6 +106,7 @@ def run(store, job, listener, patience_s=1.5):
     return Pool(store, 1, 1, (), [listener], patience_s).run([job], done)
 
 
+@pytest.mark.slow
 @pytest.mark.fault("B5", "a cell that hangs in its third step, always: stopped, and failed as stalled")
 def test_a_cell_that_hangs_ends_as_failed_with_stage_step_and_stack(house, without, expected, monkeypatch):
     job, heard = house.job("kl"), Heard()

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from kdbench.files import sha256_file
 from tests.conftest import SUITE, kdbench
@@ -22,9 +25,17 @@ def products(results: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory, corpus_folder):
-    """Folder, suite file, results, and the finished process of a run with two workers and MLflow on."""
-    folder = tmp_path_factory.mktemp("world")
-    suite = folder / "tiny.yaml"
-    suite.write_text(SUITE.format(corpus=corpus_folder), encoding="utf-8")
-    process = kdbench("run", suite, "--results-dir", folder / "results", "--workers", 2)
-    return folder, suite, folder / "results", process
+    """Folder, suite file, results, and the finished process of a run with two workers and MLflow on.
+
+    It is made once, also where processes of pytest-xdist share the tests; so they read it, and change copies.
+    """
+    here = tmp_path_factory.getbasetemp()
+    folder = (here.parent if "PYTEST_XDIST_WORKER" in os.environ else here) / "world"
+    suite, said = folder / "tiny.yaml", folder / "said.json"
+    with FileLock(folder.with_suffix(".lock")):
+        if not said.exists():
+            folder.mkdir()
+            suite.write_text(SUITE.format(corpus=corpus_folder), encoding="utf-8")
+            ended = kdbench("run", suite, "--results-dir", folder / "results", "--workers", 2)
+            said.write_text(json.dumps([ended.returncode, ended.stdout, ended.stderr]), encoding="utf-8")
+    return folder, suite, folder / "results", subprocess.CompletedProcess([], *json.loads(said.read_text("utf-8")))

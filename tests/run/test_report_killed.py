@@ -82,7 +82,7 @@ def test_a_disk_that_is_full_for_a_report_is_one_error(number, made, world):
 
 
 @pytest.mark.fault("B1", "SIGTERM before the first job and while the report is written: exit 143, one word")
-@pytest.mark.parametrize("number", [1, 9])
+@pytest.mark.parametrize("number", [1, pytest.param(9, marks=pytest.mark.slow)])
 def test_a_sigterm_outside_the_jobs_ends_with_its_code_and_no_traceback(number, made, world):
     suite, store = made
     results = store()

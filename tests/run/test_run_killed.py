@@ -90,31 +90,41 @@ class Program:
 
 
 @pytest.mark.fault("A4", "SIGKILL of the parent: no worker outlives it, the next run ends with the same bytes")
-@pytest.mark.fault("A5", "SIGKILL of a worker: its job is tried again")
 @pytest.mark.fault("B1", "SIGTERM in a run: saved, exit 143, the same bytes in the end")
-@pytest.mark.fault("B2", "SIGINT in a run: saved, exit 130, the same bytes in the end")
-@pytest.mark.fault("F4", "a worker killed without a word of ours: said, and tried again")
 @pytest.mark.fault("G2", "one worker against two")
 @pytest.mark.fault("G4", "with MLflow against without")
 @pytest.mark.fault("G7", "another PYTHONHASHSEED")
 @pytest.mark.fault("C10", "a results folder with a space and an accent")
-def test_a_run_that_is_stopped_terminated_and_killed_ends_with_the_same_bytes(world, tmp_path):
-    """SIGINT, then SIGTERM, then a dead worker, then SIGKILL of the parent, each in the middle; then to the end."""
+def test_a_run_that_is_terminated_and_killed_ends_with_the_same_bytes(world, tmp_path):
+    """SIGTERM, then SIGKILL of the parent, each in the middle; then to the end."""
     _, suite, results, _ = world
     target = tmp_path / "r é"
-    for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
-        program = Program(suite, target).until(4)
-        program.signal(number)
-        assert program.end() == code
-        assert "run the same command to go on" in program.text and "Traceback" not in program.text
-    program = Program(suite, target).until(1)
-    program.worker().kill()
-    program.until(3)
-    assert "died (killed, perhaps out of memory" in program.text
+    program = Program(suite, target).until(4)
+    program.signal(signal.SIGTERM)
+    assert program.end() == 143
+    assert "run the same command to go on" in program.text and "Traceback" not in program.text
+    program = Program(suite, target).until(3)
     program.kill()
     assert program.children, "there was no worker that could have outlived it"
     kdbench("run", suite, "--results-dir", target, "--no-mlflow", "--workers", 1, PYTHONHASHSEED="7")
     assert products(target) == products(results)
+
+
+@pytest.mark.slow
+@pytest.mark.fault("A5", "SIGKILL of a worker: its job is tried again")
+@pytest.mark.fault("B2", "SIGINT in a run: saved, exit 130, the same bytes in the end")
+@pytest.mark.fault("F4", "a worker killed without a word of ours: said, and tried again")
+def test_a_run_whose_worker_is_killed_and_that_is_interrupted_ends_with_the_same_bytes(world, tmp_path):
+    _, suite, results, _ = world
+    program = Program(suite, tmp_path / "r").until(1)
+    program.worker().kill()
+    program.until(6)
+    assert "died (killed, perhaps out of memory" in program.text
+    program.signal(signal.SIGINT)
+    assert program.end() == 130
+    assert "run the same command to go on" in program.text and "Traceback" not in program.text
+    kdbench("run", suite, "--results-dir", tmp_path / "r", "--no-mlflow", "--workers", 1)
+    assert products(tmp_path / "r") == products(results)
 
 
 @pytest.mark.slow
@@ -173,6 +183,7 @@ WRITTEN = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.fault("A1", "SIGKILL twice at random moments while cells write text, reuse it and keep a buffer")
 def test_cells_that_write_text_end_with_the_same_bytes_when_killed_at_random_moments(world, tmp_path):
     """SIGKILL of the parent, twice, while cells with rollouts, a reused batch, a replay buffer and a state train."""

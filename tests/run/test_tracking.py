@@ -83,6 +83,7 @@ def test_a_deleted_database_is_made_anew_from_the_store(world, tmp_path):
     assert {k: v for k, v in points.items()} == {k: v for k, v in snapshot(results)[1].items()}
 
 
+@pytest.mark.slow
 @pytest.mark.fault("I4", "the database broken while a run goes on")
 def test_a_broken_mlflow_never_stops_a_run(world, tmp_path):
     _, suite, results, _ = world
@@ -97,7 +98,8 @@ def test_a_broken_mlflow_never_stops_a_run(world, tmp_path):
     assert len(list(target.glob("cells/*/DONE.json"))) == 13
 
 
-@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 4])
 @pytest.mark.fault("D8", "several processes open a new database")
 def test_several_processes_may_open_a_new_database_at_once(tmp_path, count):
     Store(tmp_path).prepare()
@@ -185,6 +187,7 @@ def test_damaged_scores_are_not_exported(fresh):
     assert entry.key not in {run.data.tags.get(tracking.KEY_TAG) for run in runs(store.root)[1]}
 
 
+@pytest.mark.slow
 @pytest.mark.fault("I4", "the database deleted in the midst of a run: a sync afterwards has every cell once")
 def test_a_database_deleted_while_cells_end_is_whole_after_a_sync(fresh):
     store, plan = fresh
@@ -204,6 +207,7 @@ def test_a_database_deleted_while_cells_end_is_whole_after_a_sync(fresh):
     assert sorted(key for (key,) in keys) == sorted({cell["key"] for cell in plan["cells"]})
 
 
+@pytest.mark.slow
 @pytest.mark.fault("C11", "results moved with their database: what is written next lies beside them")
 def test_a_store_that_was_moved_writes_nothing_where_it_was(fresh, tmp_path):
     store, plan = fresh
