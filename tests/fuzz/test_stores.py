@@ -79,6 +79,7 @@ def replaced(path: Path, what: str, outside: Path) -> None:
     path.unlink()
     if what == "folder":
         path.mkdir()
+        (path / "mine").write_text(SENTINEL)  # an empty one in an entry's place holds nothing of anybody
     elif what == "pipe":
         os.mkfifo(path)
     elif what == "link":
