@@ -240,10 +240,8 @@ def ui(port, results_dir) -> None:
     if "MLFLOW_TRACKING_URI" not in os.environ:
         if not (store.root / "mlflow.db").exists():
             _sync_all(store, None)
-        try:
+        with tracking.reached(store):
             tracking.prepare_database(store)
-        except Exception as error:
-            raise tracking.named(error, store) from error
     click.echo(f"MLflow on http://127.0.0.1:{port} over {uri} (Ctrl-C ends it)", err=True)
     arguments = ["-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(port), "--backend-store-uri", uri]
     os.execv(sys.executable, [sys.executable, *arguments])  # noqa: S606 — our own interpreter, no shell

@@ -214,9 +214,22 @@ def check_tokenizer(folder: Path, tokenizer: Any) -> None:
     Raises:
         ConfigError: naming the first entry that differs.
     """
-    if not list(folder.glob("tokenizer*")):
-        return
-    theirs, ours = load_tokenizer(folder).get_vocab(), tokenizer.get_vocab()
+    theirs = entries(folder)
+    if theirs is not None:
+        check_entries(folder, theirs, tokenizer.get_vocab())
+
+
+def entries(folder: Path) -> dict[str, int] | None:
+    """Return the entries of the tokenizer that lies beside a model; None where there is none."""
+    return load_tokenizer(folder).get_vocab() if list(folder.glob("tokenizer*")) else None
+
+
+def check_entries(folder: Path, theirs: Mapping[str, int], ours: Mapping[str, int]) -> None:
+    """Refuse the tokenizer of the model in a folder if it has other entries than the suite's.
+
+    Raises:
+        ConfigError: naming the first that differs.
+    """
     differ = sorted(token for token in {*theirs, *ours} if theirs.get(token) != ours.get(token))
     if differ:
         first = differ[0]

@@ -250,7 +250,7 @@ def write_shards(
     """
     from safetensors.torch import save
 
-    manifest = {name: _manifest(folder)[name] for name in ("shard_rows", "shards")}  # facts are recorded at the end
+    manifest = {"shard_rows": SHARD_ROWS, "shards": _manifest(folder)["shards"]}  # facts are recorded at the end
     count = -(-len(blocks) // SHARD_ROWS)
     for number in range(count):
         path = folder / _shard_name(number)

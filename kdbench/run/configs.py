@@ -88,7 +88,7 @@ class Known:
 
     def _fitting(self, config: Any, folder: Path | None) -> Any:
         """Return a config that fits the suite's tokenizer, as does the one in its folder, if there is one."""
-        own = models.load_tokenizer(folder).get_vocab() if folder and list(folder.glob("tokenizer*")) else None
+        own = models.entries(folder) if folder else None
         if config.vocab_size < self.vocabulary or (own is not None and len(own) != self.vocabulary):
             found, where = config.vocab_size if own is None else len(own), folder or "the declared config"
             raise ConfigError(
@@ -96,5 +96,5 @@ class Known:
                 f"in {where}; teacher and student must share one tokenizer (data.tokenizer.path may name it)"
             )
         if own is not None and self.suite.data.tokenizer.path is not None:
-            models.check_tokenizer(folder, self._saved_tokenizer)
+            models.check_entries(folder, own, self._saved_tokenizer.get_vocab())
         return config

@@ -12,8 +12,8 @@ import os
 import re
 import sqlite3
 import time
-from collections.abc import Iterable
-from contextlib import closing, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,13 +72,23 @@ def _sqlite(path: Path) -> str:
     return f"sqlite+pysqlite:///{text.replace('%', '%25')}" if "%" in text else f"sqlite:///{text}"
 
 
-def named(error: Exception, store: Store) -> KdbenchError:
-    """Return an error of MLflow, SQLAlchemy, SQLite or a network as one of ours: what it is, is in its first line."""
-    reason = (str(error).splitlines() or [""])[0]
-    return KdbenchError(
-        f"MLflow at {tracking_uri(store)}: {type(error).__name__}: {reason}; the results are safe. Try again when "
-        "it is free; a broken mlflow.db may be deleted, since it is a mirror of the results"
-    )
+@contextmanager
+def reached(store: Store) -> Iterator[None]:
+    """Turn what MLflow, SQLAlchemy, SQLite or a network raise inside into one error of ours.
+
+    Raises:
+        KdbenchError: with the first line of theirs, which says what it is.
+    """
+    try:
+        yield
+    except KdbenchError:
+        raise
+    except Exception as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise KdbenchError(
+            f"MLflow at {tracking_uri(store)}: {type(error).__name__}: {reason}; the results are safe. Try again when "
+            "it is free; a broken mlflow.db may be deleted, since it is a mirror of the results"
+        ) from error
 
 
 def prepare_database(store: Store) -> None:
@@ -332,12 +342,8 @@ def sync(store: Store, plan: dict[str, Any]) -> int:
     Raises:
         KdbenchError: MLflow cannot be reached, is locked, broken or refuses; the results are as they were.
     """
-    try:
+    with reached(store):
         return _sync(store, plan)
-    except KdbenchError:
-        raise
-    except Exception as error:
-        raise named(error, store) from error
 
 
 def _sync(store: Store, plan: dict[str, Any]) -> int:
@@ -346,11 +352,10 @@ def _sync(store: Store, plan: dict[str, Any]) -> int:
     parent = None
     for cell in listed(plan).values():
         entry = store.entry("cells", cell["key"])
-        done = entry.done() if entry.is_whole(except_in="model") else None  # what is damaged is shown nowhere
-        if done is None:
+        done = entry.done()
+        if done is None or mirror._find(DONE_TAG, cell["key"]) is not None:
             continue
-        known = mirror._find(DONE_TAG, cell["key"])
-        if known is None:
+        if entry.is_whole(except_in="model"):  # what is damaged is shown nowhere
             parent = parent or mirror.parent("sync", int(time.time() * 1000))
             mirror.complete(cell, parent, entry.path, done)
             added += 1

@@ -94,15 +94,20 @@ def remove(store: Store, one: Waste) -> bool:
     """
     try:
         return _remove(store, one.path)
-    except FileNotFoundError:  # another clean-up was faster
+    except (Busy, FileNotFoundError):  # it has come into use, or another clean-up was faster
         return False
 
 
 def _remove(store: Store, folder: Path) -> bool:
-    if folder.name == CHECKPOINTS:
-        return _drop_checkpoints(Entry(folder.parent))
     if folder.is_symlink():
         return False
+    if folder.name == CHECKPOINTS:
+        entry = Entry(folder.parent)
+        with entry.locked():
+            if entry.done() is None:
+                return False
+            entry.drop_checkpoints()
+            return True
     if folder.parent.parent != store.root or not NAME.fullmatch(folder.name):
         if not folder.exists():
             return False
@@ -111,25 +116,11 @@ def _remove(store: Store, folder: Path) -> bool:
     if "." in folder.name:  # set aside: nobody makes it, nobody reads it
         shutil.rmtree(folder)
         return True
-    try:
-        with Entry(folder).locked():
-            if folder not in {path for path, _ in _entries(store, held_by_us=folder)}:
-                return False
-            drop(folder)
-    except Busy:
-        return False
+    with Entry(folder).locked():
+        if folder not in {path for path, _ in _entries(store, held_by_us=folder)}:
+            return False
+        drop(folder)
     return True
-
-
-def _drop_checkpoints(entry: Entry) -> bool:
-    try:
-        with entry.locked():
-            complete = entry.done() is not None
-            if complete:
-                entry.drop_checkpoints()
-            return complete
-    except Busy:
-        return False
 
 
 def _entries(store: Store, held_by_us: Path | None = None) -> Iterator[tuple[Path, str]]:

@@ -17,7 +17,7 @@ from kdbench import failpoints
 from kdbench.errors import StoreError
 from kdbench.files import atomic_write, read_json, sha256_file
 from kdbench.run.store import Store
-from tests.faults.house import files_of, make, plan
+from tests.faults.house import files_of, make, plan, steps_left
 
 
 @pytest.mark.fault("A3", "an end five steps after each start, until it is done")
@@ -89,9 +89,7 @@ def test_a_disk_full_at_the_end_is_told_and_costs_no_step(moment, house, without
         make(store, job)
     assert entry.state() == "unfinished" and entry.done() is None
     assert not list(entry.path.rglob(".tmp-*"))
-    with failpoints.armed("step:99:crash") as point:
-        make(store, job)
-    assert point.seen == 0 and files_of(entry) == expected[job.id]
+    assert steps_left(store, job) == 0 and files_of(entry) == expected[job.id]
 
 
 @pytest.mark.fault("B6", "a clock that runs backwards")

@@ -18,7 +18,7 @@ from kdbench import failpoints
 from kdbench.distill import checkpoint
 from kdbench.errors import StoreError
 from kdbench.run.store import Store
-from tests.faults.house import files_of, link_tree, make
+from tests.faults.house import files_of, link_tree, make, steps_left
 
 EVERY = 4  # steps between two checkpoints of the house's suite
 
@@ -28,13 +28,6 @@ def stopped(store, job, moment):
     with failpoints.armed(f"{moment}:crash"), pytest.raises(failpoints.Crash):
         make(store, job)
     return store.entry(job.kind, job.key)
-
-
-def steps_left(store, job) -> int:
-    """Make the rest of a job; return how many steps that took."""
-    with failpoints.armed("step:99:crash") as point:
-        make(store, job)
-    return point.seen
 
 
 @pytest.mark.fault("C5", "a bit at random offsets of every file of an unfinished job")
