@@ -76,9 +76,18 @@ def show_objective(name, as_json) -> None:
 def _data(member: Any) -> str:
     """Return whose text an objective learns from at its defaults; a wrapper's is its base's."""
     from kdbench.api import Wrapper
-    from kdbench.registry import objective
+    from kdbench.errors import ConfigError
+    from kdbench.registry import objective, source_file
 
-    return "the base's" if issubclass(member, Wrapper) else str(objective(member.name).trajectories)
+    if issubclass(member, Wrapper):
+        return "the base's"
+    made = objective(member.name)
+    try:
+        return str(made.trajectories)
+    except Exception as error:  # a plugin's may be computed
+        raise ConfigError(
+            f"{source_file(member)}: objective {member.name!r}: its `trajectories` cannot be read: {error!r}"
+        ) from None
 
 
 def _describe(member: Any) -> dict[str, Any]:

@@ -55,16 +55,36 @@ def write_json(path: Path, value: Any) -> None:
     atomic_write(path, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
 
 
+def ordinary(path: Path) -> Path:
+    """Return `path` if a file is there that ends: a pipe would be waited for, and a device may have no end.
+
+    Raises:
+        FileNotFoundError: nothing is there, or something else.
+    """
+    if not path.is_file():
+        found = "something else" if os.path.lexists(path) else "none"
+        raise FileNotFoundError(errno.ENOENT, f"expected an ordinary file, found {found}", str(path))
+    return path
+
+
+def read_text(path: Path) -> str:
+    """Read a file of UTF-8 text.
+
+    Raises:
+        OSError: it is not there, is no ordinary file, or cannot be read.
+        UnicodeDecodeError: it is no UTF-8.
+    """
+    return ordinary(path).read_text(encoding="utf-8")
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        StoreError: when the file is missing, is no ordinary file (a pipe would be waited for), or is not JSON.
+        StoreError: when the file is missing, is no ordinary file, or is not JSON.
     """
     try:
-        if path.exists() and not path.is_file():
-            raise StoreError(f"cannot read {path}: expected a file, found something else of that name")
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(read_text(path))
     except (OSError, ValueError, RecursionError) as error:
         raise StoreError(f"cannot read {path}: {error}") from error
 
@@ -76,7 +96,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
         StoreError: when it is missing or holds something else.
     """
     try:
-        found = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        found = [json.loads(line) for line in read_text(path).splitlines()]
     except (OSError, ValueError, RecursionError) as error:
         raise StoreError(f"cannot read {path}: {error}") from error
     if not all(isinstance(one, dict) for one in found):
@@ -94,7 +114,7 @@ def read_table(path: Path, texts: Iterable[str], numbers: Iterable[str]) -> pand
     from pandas.api import types
 
     try:
-        found = pandas.read_parquet(path)
+        found = pandas.read_parquet(ordinary(path))
     except Exception as error:  # pyarrow's are of many kinds
         raise StoreError(f"cannot read {path}: {error}") from error
     kinds = {"text": (texts, types.is_string_dtype), "numbers": (numbers, types.is_numeric_dtype)}
@@ -130,11 +150,9 @@ def sha256_file(path: Path) -> str:
     """Return the hex sha256 of a file's bytes.
 
     Raises:
-        OSError: it is not there, or is no ordinary file: a pipe would be waited for, and a device has no end.
+        OSError: it is not there, is no ordinary file, or cannot be read.
     """
-    if not path.is_file():
-        raise FileNotFoundError(errno.ENOENT, "expected an ordinary file", str(path))
-    with open(path, "rb") as file:
+    with open(ordinary(path), "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

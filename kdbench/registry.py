@@ -18,9 +18,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import InstanceOf, TypeAdapter, ValidationError
 
-from kdbench.api import Divergence, Objective, Wrapper
+from kdbench.api import Divergence, Objective, Source, Wrapper
 from kdbench.errors import ConfigError, did_you_mean
 from kdbench.files import digest, sha256_file
 
@@ -136,10 +136,27 @@ def _check(member: type[Objective]) -> None:
         raise ConfigError(f"{where}: `name` must be letters, digits and underscores, found {member.name!r}")
     if not hasattr(member, "source"):
         raise ConfigError(f"{where}: expected a class attribute `source = Source(title=…, year=…)`, found none")
+    for name, kind in _attributes().items():
+        try:
+            kind.validate_python(getattr(member, name, None), strict=True)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            at, said = ".".join(map(str, (name, *first["loc"]))), first["msg"]
+            raise ConfigError(f"{where}: `{at}`: {said[:1].lower()}{said[1:]}, found {first['input']!r:.60}") from None
     silent = member.compare is Divergence.compare if issubclass(member, Divergence) else member.terms is Objective.terms
     if silent:
         what = "compare" if issubclass(member, Divergence) else "terms"
         raise ConfigError(f"{where}: expected a method {what}(self, student, teacher, tokens), found none")
+
+
+@cache
+def _attributes() -> dict[str, TypeAdapter[Any]]:
+    """Return what a class says of itself, beside its fields: attribute → its type."""
+    computed = InstanceOf[property]  # of an instance: a wrapper asks its base
+    kinds = {"source": Source, "variants": Mapping[str, Mapping[str, Any]], "exempt": Mapping[str, str] | computed}
+    kinds |= {"needs_teacher": bool | computed, "needs_signal": bool | computed}
+    kinds |= {"default_base": str | None, "__doc__": str | None}
+    return {name: TypeAdapter(kind) for name, kind in kinds.items()}
 
 
 def load_file(path: Path) -> list[type[Objective]]:

@@ -17,9 +17,10 @@ from kdbench.analysis.examined import Checkpoint, find
 from kdbench.analysis.spelling import Speller
 from kdbench.analysis.token_pair import TokenPair
 from kdbench.analysis.words import p_text, plain
-from kdbench.errors import ConfigError, did_you_mean
+from kdbench.errors import ConfigError, StoreError, did_you_mean
+from kdbench.files import read_text
 from kdbench.run import orchestrate, plans
-from kdbench.run.store import Store
+from kdbench.run.store import INPUTS, Store
 
 ALL, ALPHA, LONG = "all items", 0.05, 16
 WRITTEN = {"rollout/length": "tokens a continuation", "rollout/eos_rate": "share ended by EOS"}
@@ -197,29 +198,33 @@ def _score(task: str, metric: str, a: float, b: float, items: pd.DataFrame, rng:
 
 def _shown(store: Store, a: Checkpoint, joined: pd.DataFrame, most: int) -> tuple[list[dict[str, Any]], list[str]]:
     """Return the first items that one gets and the other misses, with their text: items stand in random order."""
-    folder = store.entry("tasks", a.inputs["tasks"]).path
-    kept = {task: (folder / f"{task}.jsonl").is_file() for task in joined.task.unique()}  # not those of lm-eval's tasks
-    own = joined.task.map(kept).astype(bool)
-    binary = joined[own & (joined.metric == BINARY) & (joined.score_a != joined.score_b)]
+    entry = store.entry("tasks", a.inputs["tasks"])
+    names = {str(task): f"{task}.jsonl" for task in joined.task.unique()}
+    kept = {task: name for task, name in names.items() if (entry.path / name).exists()}  # not those of lm-eval's tasks
+    binary = joined[joined.task.isin(kept) & (joined.metric == BINARY) & (joined.score_a != joined.score_b)]
     binary = binary.sort_values(["item_a", "task"])
     found: list[dict[str, Any]] = []
+    try:
+        entry.verified(INPUTS, *kept.values())
+    except StoreError as error:
+        return [], [f"the text of the items is not shown: {error}"]
     for by, gets in (("a", binary.score_a > binary.score_b), ("b", binary.score_a < binary.score_b)):
         for row in binary[gets].head(most).to_dict("records"):
-            text = _text(folder / f"{row['task']}.jsonl", int(row["item_a"]))
+            text = _text(entry.path / kept[row["task"]], int(row["item_a"]))
             if text is None:
-                return [], [f"the text of the items is not shown: {folder} is not there or was changed"]
+                return [], [f"the text of the items is not shown: {entry.path} holds others"]
             found.append({"task": row["task"], "item": int(row["item_a"]), "by": by, **text})
     return found, []
 
 
 def _text(path: Path, number: int) -> dict[str, str] | None:
     try:
-        row = json.loads(path.read_text(encoding="utf-8").splitlines()[number])
+        row = json.loads(read_text(path).splitlines()[number])
         if "choices" in row:
             right = row["label"]
             return {"context": row["context"], "right": row["choices"][right], "wrong": row["choices"][1 - right]}
         return {"context": row["context"], "right": row["target"].strip(), "wrong": ""}
-    except (OSError, ValueError, LookupError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
 
 

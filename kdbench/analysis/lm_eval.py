@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdbench.analysis.results import COLUMNS
 from kdbench.errors import ConfigError, StoreError, did_you_mean
-from kdbench.files import read_json
+from kdbench.files import ordinary, read_json
 
 if TYPE_CHECKING:
     import pandas
@@ -163,7 +163,7 @@ def _scored(path: Path, task: str, asked: _Asked) -> list[tuple[str, float, str]
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
     """Yield of each line what is needed; documents and answers are dropped at once."""
     try:
-        with path.open(encoding="utf-8") as file:
+        with ordinary(path).open(encoding="utf-8") as file:
             for number, line in enumerate(file, 1):
                 yield _line(line, f"{path}:{number}")
     except (OSError, UnicodeDecodeError) as error:

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
-from kdbench.errors import StoreError
-from kdbench.files import read_json
+from kdbench.files import read_json, read_text
 from kdbench.run.store import INPUTS, Store
 
 BEFORE, AFTER = 10, 4  # tokens
+TOKENIZER = "tokenizer/tokenizer.json"
 PARAGRAPH = " ¶ "  # each paragraph starts with EOS
 
 
@@ -30,7 +30,7 @@ class Speller:
     def around(self, place: Mapping[str, Any]) -> dict[str, str]:
         """Return `before`, `token` and `after` of the token at `row` and `position`; its id where no text is left."""
         row, position = int(place["row"]), int(place["position"])
-        if self._parts is None:
+        if self._parts is None or not 0 <= row < len(self._parts[0]):
             return {"before": "", "token": f"id {int(place['target'])}", "after": ""}
         ids = self._parts[0][row].tolist()
         pieces = {
@@ -55,14 +55,15 @@ class Speller:
         from safetensors.numpy import load_file
         from tokenizers import Tokenizer
 
-        folder = self._store.entry("texts", self._text).path
+        text, tokens, spelling = self._store.entry("texts", self._text), f"{self._split}.safetensors", TOKENIZER
         try:
-            key = read_json(folder / INPUTS)["tokenizer"]
-            path = self._store.entry("tokenizers", key).path / "tokenizer" / "tokenizer.json"
-            tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
-            ids = load_file(folder / f"{self._split}.safetensors")["ids"]
-        except (StoreError, OSError, KeyError) as error:
-            self.notes.append(f"tokens are shown as ids: the text or its tokenizer is not in the store ({error})")
+            text.verified(INPUTS, tokens)
+            entry = self._store.entry("tokenizers", read_json(text.path / INPUTS)["tokenizer"])
+            entry.verified(spelling)
+            tokenizer = Tokenizer.from_str(read_text(entry.path / spelling))
+            ids = load_file(text.path / tokens)["ids"]
+        except Exception as error:  # those of safetensors and tokenizers are of many kinds
+            self.notes.append(f"tokens are shown as ids: {error}")
             return None
         special = {number for number, added in tokenizer.get_added_tokens_decoder().items() if added.special}
         return ids, tokenizer, special

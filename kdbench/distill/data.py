@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdbench.errors import ConfigError
-from kdbench.files import atomic_write, digest
+from kdbench.files import atomic_write, digest, read_text
 from kdbench.seeding import generator
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def read_corpus(source: dict[str, Any], base: Path) -> list[Document]:
     documents = []
     for path in sorted(folder.glob(source["files"])):
         try:
-            documents.append(Document(path.stem, path.read_text(encoding="utf-8")))
+            documents.append(Document(path.stem, read_text(path)))
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"data.corpus: {path} cannot be read as UTF-8 text: {error}") from None
     if not any(document.text.strip() for document in documents):

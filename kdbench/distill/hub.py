@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from kdbench.errors import ConfigError
+from kdbench.files import read_text
 
 CONFIG = ("config.json", "generation_config.json")
 TOKENIZER = (
@@ -89,7 +90,7 @@ def whole_pickles(folder: Path) -> bool:
 
 def _all_shards(folder: Path, index: str) -> bool:
     try:
-        shards = set(json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"].values())
+        shards = set(json.loads(read_text(folder / index))["weight_map"].values())
         return all((folder / Path(shard).name).is_file() for shard in shards)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return False

@@ -16,7 +16,7 @@ from typing import Any
 
 from kdbench.distill.data import SPLITS, Document, package_folder
 from kdbench.errors import ConfigError, did_you_mean
-from kdbench.files import digest
+from kdbench.files import digest, read_text
 
 WHERE = "data.instructions"
 PROBE_S = 10.0
@@ -187,7 +187,7 @@ def _from_file(path: Path) -> list[Any]:
             from pyarrow import parquet
 
             return parquet.read_table(path).to_pylist()
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
         if path.suffix == ".jsonl":
             return [json.loads(line) for line in text.splitlines() if line.strip()]
         found = json.loads(text)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from kdbench.distill.models import body, check_head
 from kdbench.errors import ConfigError, KdbenchError
 from kdbench.evaluate.tasks import lm_eval_config
-from kdbench.files import sha256_file
+from kdbench.files import read_text, sha256_file
 from kdbench.seeding import fenced
 
 if TYPE_CHECKING:
@@ -179,7 +179,7 @@ def _task_of(name: str, path: Path, sha256: str, config_json: str) -> Configurab
     config = json.loads(config_json)
     del config["dataset_path"], config["dataset_kwargs"]
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        rows = [json.loads(line) for line in read_text(path).splitlines()]
         data = datasets.Dataset.from_list(rows)
         task = ConfigurableTask(config={**config, "custom_dataset": lambda **_: {"test": data}})
         task.dataset = {"test": list(data)}  # the same rows, decoded once instead of twice for each examination

@@ -79,7 +79,7 @@ def _together(work: Work, size: int) -> None:
             ended = False
             while not ended:
                 stop.value = work.hooks.should_stop()
-                ended = started.join(POLL_S)
+                ended = started.join(POLL_S, grace_period=0)  # of a group that lost one, nobody has anything to save
                 failure = _relay(events, work) or failure
         except (ProcessRaisedException, ProcessExitedException) as error:
             failure = _relay(events, work) or failure
@@ -149,7 +149,8 @@ def _rebuilt(event: dict[str, Any]) -> KdbenchError:
 
 def serve(rank: int, told: Told, events: Any, stop: Any) -> None:
     """Be one of the processes: train, and tell."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a worker ignores it; torch ends with it those that are left
+    for number in (signal.SIGINT, signal.SIGTERM):  # as in a worker: a machine that shuts down signals all processes
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     failpoints.arm_from_environment()
     from kdbench.run.worker import prepare

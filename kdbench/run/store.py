@@ -30,6 +30,7 @@ from kdbench.files import (
     atomic_write,
     is_broken,
     read_json,
+    read_text,
     sealed,
     sha256_file,
     sync_file,
@@ -125,8 +126,8 @@ class Entry:
         ordinary = stat.S_ISREG(found.st_mode)  # a pipe would be waited for
         return inside and ordinary and isinstance(listed["sha256"], str) and found.st_size == listed["bytes"]
 
-    def verified(self) -> dict[str, Any]:
-        """Return DONE.json after checking the sha256 of every file.
+    def verified(self, *names: str) -> dict[str, Any]:
+        """Return DONE.json after checking the sha256 of every file, or of `names` alone.
 
         Raises:
             StoreError: naming the file that is missing or damaged.
@@ -135,8 +136,8 @@ class Entry:
         if done is None:
             self.refuse_later()
             raise StoreError(f"{self.path} is not complete; run its suite again")
-        for name, expected in done["files"].items():
-            if not self._verifies(name, expected):
+        for name in names or done["files"]:
+            if name not in done["files"] or not self._verifies(name, done["files"][name]):
                 raise StoreError(
                     f"{self.path / name} is damaged (its sha256 differs from DONE.json); run its suite again"
                 )
@@ -232,7 +233,7 @@ class Entry:
     def _attempts(self) -> int:
         """Return how often work on the entry was begun; what was set aside or finished well does not count."""
         try:
-            return int((self.checkpoints / ATTEMPTS).read_text(encoding="ascii"))
+            return int(read_text(self.checkpoints / ATTEMPTS))
         except (OSError, ValueError):
             done = self.done() or {}
             timing = done.get("timing") if done.get("status") == "failed" else None

@@ -6,6 +6,7 @@ python -m pytest -n 0 tests/analysis/test_difference.py
 from __future__ import annotations
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -16,8 +17,8 @@ from kdbench.analysis import token_pair
 from kdbench.analysis.difference import ALL, difference
 from kdbench.analysis.examined import find
 from kdbench.errors import ConfigError, StoreError
-from kdbench.files import atomic_write, write_json
-from tests.analysis.small_store import TEXT, SmallStore
+from kdbench.files import atomic_write
+from tests.analysis.small_store import TASKS, TEXT, SmallStore
 from tests.conftest import call
 
 TAUGHT = np.log(np.random.default_rng(0).permutation(np.linspace(0.01, 0.99, 60)))
@@ -47,12 +48,15 @@ def text(made: SmallStore) -> None:
     tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="<pad>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.add_special_tokens(["</s>", "<pad>"])
-    folder = made.store.entry("tokenizers", "70ce").path / "tokenizer"
-    atomic_write(folder / "tokenizer.json", tokenizer.to_str())
+    words, held_out = made.store.entry("tokenizers", "70ce"), made.store.entry("texts", TEXT)
+    words.begin({})
+    atomic_write(words.path / "tokenizer" / "tokenizer.json", tokenizer.to_str())
     ids = np.zeros((6, 11), dtype=np.int32)
     ids[:, 1:] = made.place["target"].reshape(6, 10)
-    write_json(made.store.entry("texts", TEXT).path / "inputs.json", {"tokenizer": "70ce"})
-    atomic_write(made.store.entry("texts", TEXT).path / "test.safetensors", save({"ids": ids}))
+    held_out.begin({"tokenizer": "70ce"})
+    atomic_write(held_out.path / "test.safetensors", save({"ids": ids}))
+    for entry in (words, held_out):
+        entry.commit("ok", {"wall_s": 1.0})
 
 
 def diff(made: SmallStore, first="kl/small/big/0", second="sft/small/0", **options):
@@ -180,6 +184,32 @@ def test_without_the_text_tokens_are_ids_and_this_is_said(made):
     found = diff(made)
     assert found.apart[0]["token"] == f"id {17 % 7 + 2}"
     assert any("tokens are shown as ids" in note for note in found.notes)
+
+
+@pytest.mark.fault("C5", "a bit of the text, the words or the items that `diff` shows: not shown, and said")
+@pytest.mark.fault("C7", "a pipe in the place of the text, the words or the items that `diff` shows: not waited for")
+@pytest.mark.parametrize("how", ["bit", "pipe"])
+@pytest.mark.parametrize(
+    ("file", "told"),
+    [
+        (f"texts/{TEXT}/test.safetensors", "tokens are shown as ids"),
+        (f"texts/{TEXT}/inputs.json", "tokens are shown as ids"),
+        ("tokenizers/70ce/tokenizer/tokenizer.json", "tokens are shown as ids"),
+        (f"tasks/{TASKS}/swap.jsonl", "the text of the items is not shown"),
+    ],
+)
+def test_words_that_are_not_what_was_written_are_not_shown(made, file, told, how):
+    text(made)
+    path = made.store.root / file
+    content = path.read_bytes()
+    path.unlink()
+    if how == "pipe":
+        os.mkfifo(path)
+    else:
+        path.write_bytes(content[:-2] + bytes([content[-2] ^ 1]) + content[-1:])
+    found = diff(made)
+    assert any(told in note and file.split("/")[1] in note for note in found.notes), found.notes
+    assert (found.items == []) if "items" in told else found.apart[0]["token"].startswith("id ")
 
 
 def test_a_cell_from_before_token_scores_is_compared_by_items_alone(made):

@@ -24,6 +24,10 @@ ODD = (
     "def f(): yield\nnext(f(), None).x\n", "Objective = int\n", "name = property(1)\n", "import kdbench.nothing\n",
     "class A(Half): name = 'half'\n", "raise type('Odd', (Exception,), {'__str__': lambda self: 1/0})()\n",
     "class A(Objective):\n    name = 'a'\n    source = 3\n    share: 5 = 3\n", "f = lambda: f()\nf()\n",
+    "    trajectories = property(lambda self: 1 / 0)\n", "    source = 3\n", "    source = Source(title=3, year='x')\n",
+    "    variants = [1]\n", "    variants = {'a': {'b': Source}}\n", "    __doc__ = 3\n", "    needs_teacher = 'no'\n",
+    "    default_base = 3\n", "    exempt = 1\n", "    share: float = Field(0.5, description=3)\n",
+    "    terms = 3\n", "    trajectories = 3\n",
 )  # fmt: skip
 numbers = itertools.count()
 

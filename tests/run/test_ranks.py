@@ -54,6 +54,8 @@ def store(suite_path):
     return store
 
 
+@pytest.mark.fault("A5", "SIGKILL of one of two processes that train one model: the other is ended, the next goes on")
+@pytest.mark.fault("B1", "SIGTERM to every process of a model that two train, as a machine that shuts down does: saved")
 def test_two_processes_make_the_cell_of_one_though_they_were_stopped_and_killed(suite_path, store, monkeypatch):
     """Stopped after the second step, and one of them killed at the fifth: the third start ends as one process does."""
     job, events = cell_of(planner(suite_path, "train.fsdp=2")), []
@@ -63,7 +65,14 @@ def test_two_processes_make_the_cell_of_one_though_they_were_stopped_and_killed(
     assert job.inputs == alone.inputs
     job = cell_of(planner(suite_path, "train.fsdp=2"))
 
-    hooks = Hooks(events.append, lambda: 143 if any(one.get("step") == 2 for one in events) else 0)
+    def stop() -> int:
+        if not any(one.get("step") == 2 for one in events):
+            return 0
+        for process in multiprocessing.active_children():
+            process.terminate()
+        return 143
+
+    hooks = Hooks(events.append, stop)
     monkeypatch.setenv("KDBENCH_FAILPOINT", "step:2:sleep:3")  # until the stop has come to them
     with pytest.raises(Interrupted) as stopped:
         execute(store, job.message(), hooks)

@@ -177,6 +177,24 @@ def test_a_run_killed_anywhere_ends_with_the_same_bytes(world, tmp_path, jobs, d
     assert products(tmp_path / "r") == products(results)
 
 
+@pytest.mark.slow
+@pytest.mark.fault("A4", "SIGKILL of the parent while two processes train one model: none outlives it, the same bytes")
+def test_a_run_killed_while_two_processes_train_one_model_ends_with_the_same_bytes(world, tmp_path, monkeypatch):
+    _, suite, _, _ = world
+    changes = ("--set", "train.fsdp=2", "--set", "train.steps=40", "--set", "objectives=[gkd+atkd]")
+    changes += ("--set", "seeds=[0]", "--set", "compare={baseline: floor, tasks: [swap]}")
+    plain, target = tmp_path / "a", tmp_path / "b"
+    kdbench("run", suite, "--results-dir", plain, "--no-mlflow", *changes)
+    with monkeypatch.context() as patched:
+        patched.setenv("KDBENCH_FAILPOINT", "step:30:sleep:3600")  # in the cell: the teacher takes 16 steps
+        program = Program(suite, target, changes=changes).until_a_cell_is_made().until_it_hangs()
+        program.look()
+        assert sum("spawn_main" in " ".join(child.cmdline()) for child in program.children) == 2
+        program.kill()
+    kdbench("run", suite, "--results-dir", target, "--no-mlflow", *changes)
+    assert products(target) == products(plain) and products(plain)
+
+
 WRITTEN = (
     "objectives=[taid, seqkd, gkd, {name: minillm, reuse: 3}, "
     "{name: distillm, phi: 0.9, capacity: 12, fresh: 0.5, label: replay}]"
