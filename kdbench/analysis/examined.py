@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from kdbench.analysis.results import read_items, read_metrics
 from kdbench.errors import ConfigError, StoreError, did_you_mean
 from kdbench.evaluate import token_scores
-from kdbench.files import read_json, read_records, sha256_file
+from kdbench.files import read_json, read_records
 from kdbench.run import plans
 from kdbench.run.store import INPUTS, Store
 from kdbench.suite.matrix import CEILING, split_labels, title
@@ -108,7 +108,10 @@ def _unplanned(store: Store, known: list[dict[str, Any]], asked: str) -> list[di
     """Cells that no suite names any more, such as those of settings that were changed since; by key alone."""
     planned = {cell["key"] for cell in known}
     paths = store.root.glob(f"cells/{asked}*/{INPUTS}") if asked.isalnum() else []
-    return [_from_inputs(path, known) for path in paths if path.parent.name not in planned]
+    try:
+        return [_from_inputs(path, known) for path in paths if path.parent.name not in planned]
+    except (AttributeError, KeyError, TypeError) as error:
+        raise StoreError(f"cell {asked!r}: its {INPUTS} is damaged ({error!r}); run its suite again") from None
 
 
 def _from_inputs(path: Path, known: list[dict[str, Any]]) -> dict[str, Any]:
@@ -175,13 +178,6 @@ def _read(store: Store, cell: dict[str, Any], asked: str) -> Checkpoint:
         state = "is not run yet" if done is None and not entry.path.exists() else f"is {entry.state()}"
         again = f"kdbench run the suite {cell['suite']!r} first" if cell["suite"] else "run its suite first"
         raise ConfigError(f"cell {asked!r}: expected one that was examined, but {path_of(cell)} {state}; {again}")
-    _check(entry, done)
+    entry.verified(*(name for name in done["files"] if "/" not in name))  # the model's weights are not read here
     named = {name: cell[name] for name in ("arm", "student", "teacher", "seed")}
     return Checkpoint(store, cell["key"], cell["suite"], named, cell["inputs"], read_metrics(entry.path))
-
-
-def _check(entry: Any, done: dict[str, Any]) -> None:
-    """Check the sums of the files that are read here; the model's weights are not."""
-    for name, expected in done["files"].items():
-        if "/" not in name and sha256_file(entry.path / name) != expected["sha256"]:
-            raise StoreError(f"{entry.path / name} is damaged (its sha256 differs from DONE.json); run its suite again")

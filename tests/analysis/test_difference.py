@@ -212,6 +212,18 @@ def test_words_that_are_not_what_was_written_are_not_shown(made, file, told, how
     assert (found.items == []) if "items" in told else found.apart[0]["token"].startswith("id ")
 
 
+@pytest.mark.fault("C5", "the inputs of a cell that no suite names any more")
+@pytest.mark.parametrize("content", ["[]", "3", "{}", '{"objective": 3, "arm": "kl", "seed": 0}', "{"])
+def test_a_cell_that_no_suite_names_is_found_by_its_key_unless_its_inputs_are_damaged(made, content):
+    key = made.cell("kl", "small", "big", 1, TAUGHT, TAUGHT, RIGHT_B)
+    made.cells.pop()
+    made.plan()
+    assert find(made.store, key).named["seed"] == 1
+    (made.store.entry("cells", key).path / "inputs.json").write_text(content)
+    with pytest.raises(StoreError, match=r"is damaged|cannot read"):
+        find(made.store, key)
+
+
 def test_a_cell_from_before_token_scores_is_compared_by_items_alone(made):
     made.cell("kl", "small", "big", 1, items=RIGHT_B)
     found = diff(made, "kl/small/big/0", "kl/small/big/1")

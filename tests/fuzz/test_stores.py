@@ -20,6 +20,7 @@ from kdbench.errors import KdbenchError
 from kdbench.files import SUM, sha256_file
 from kdbench.run.store import FORMAT, KINDS, Store
 from tests.fixtures import unpack
+from tests.fixtures.__main__ import write_suite
 from tests.fuzz import VALUES, ends_well, fuzzed, mutated, within
 
 READERS = (
@@ -33,8 +34,8 @@ READERS = (
     ("cache", "verify"),
     ("gc", "--yes"),
 )
-LOADED = ("kdbench.load_scores",)
-ASKED = st.sampled_from([*READERS, LOADED])
+PLAN, LOADED = ("plan",), ("kdbench.load_scores",)
+ASKED = st.sampled_from([*READERS, PLAN, LOADED])
 SENTINEL = "not yours"
 
 
@@ -42,6 +43,12 @@ SENTINEL = "not yours"
 def whole() -> Path:
     """The store of today's format."""
     return unpack(FORMAT, Path(tempfile.mkdtemp()))
+
+
+@cache
+def suite() -> Path:
+    """The suite that wrote it, beside its corpus."""
+    return write_suite(Path(tempfile.mkdtemp()))
 
 
 def copied(home: Path) -> Path:
@@ -64,7 +71,7 @@ def is_read_or_refused(results: Path, reader: tuple[str, ...]) -> None:
         except KdbenchError as error:
             assert str(error).strip()
     else:
-        ends_well(*reader, "--results-dir", results)
+        ends_well(*reader, *([suite()] if reader == PLAN else []), "--results-dir", results)
     assert {one.name: one.read_text() for one in outside.iterdir()} == {"mine.json": SENTINEL}
     assert {one.name for one in results.parent.iterdir()} == {"results", "outside"}
 
@@ -149,28 +156,36 @@ def test_any_document_may_hold_anything(tmp_path, reader, which, kind, data, old
     is_read_or_refused(results, reader)
 
 
-FORGED = ("samples.parquet", "tokens.parquet", "results.json", "metrics.jsonl")
+FORGED = (
+    *(f"cells/*/{name}" for name in ("samples.parquet", "tokens.parquet", "results.json", "metrics.jsonl")),
+    *("tasks/*/*.jsonl", "texts/*/test.safetensors", "tokenizers/*/tokenizer/tokenizer.json"),
+    *("teacher_cache/*/manifest.json", "*/*/inputs.json"),
+)
 
 
 @fuzzed(
-    12,
-    600,
+    18,
+    900,
     reader=ASKED,
     which=st.integers(0, 100),
-    name=st.sampled_from(FORGED),
+    kind=st.sampled_from(FORGED),
     value=VALUES,
     bytes_=st.none() | st.binary(),
+    data=st.data(),
 )
 @pytest.mark.fault("H6", "scores that are no scores, with sums that fit (Hypothesis)")
-def test_a_forged_result_is_an_error_and_no_traceback(tmp_path, reader, which, name, value, bytes_):
+def test_a_forged_result_is_an_error_and_no_traceback(tmp_path, reader, which, kind, value, bytes_, data):
     results = copied(tmp_path)
-    paths = sorted(results.glob(f"cells/*/{name}"))
+    paths = sorted(results.glob(kind))
     path = paths[which % len(paths)]
+    if path.suffix == ".json" and data.draw(st.booleans(), label="mutated"):
+        value = data.draw(mutated(json.loads(path.read_text())), label=path.relative_to(results).as_posix())
     rewrite(path, json.dumps(value).encode() if bytes_ is None else bytes_)
-    done = json.loads((path.parent / "DONE.json").read_text())
+    entry = results.joinpath(*path.relative_to(results).parts[:2])
+    done = json.loads((entry / "DONE.json").read_text())
     done.pop(SUM, None)  # entries of before it was kept are read too
-    done["files"][name] = {"sha256": sha256_file(path), "bytes": path.stat().st_size}
-    rewrite(path.parent / "DONE.json", json.dumps(done).encode())
+    done["files"][path.relative_to(entry).as_posix()] = {"sha256": sha256_file(path), "bytes": path.stat().st_size}
+    rewrite(entry / "DONE.json", json.dumps(done).encode())
     is_read_or_refused(results, reader)
 
 
