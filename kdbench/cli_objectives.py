@@ -81,13 +81,10 @@ def _data(member: Any) -> str:
 
     if issubclass(member, Wrapper):
         return "the base's"
-    made = objective(member.name)
     try:
-        return str(made.trajectories)
-    except Exception as error:  # a plugin's may be computed
-        raise ConfigError(
-            f"{source_file(member)}: objective {member.name!r}: its `trajectories` cannot be read: {error!r}"
-        ) from None
+        return str(objective(member.name).trajectories)
+    except Exception as error:  # a plugin's may lack a default, or be computed
+        raise ConfigError(f"{source_file(member)}: at its defaults objective {member.name!r} fails: {error}") from None
 
 
 def _describe(member: Any) -> dict[str, Any]:

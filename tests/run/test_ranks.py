@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import shutil
 
 import pytest
 import torch
@@ -54,16 +55,38 @@ def store(suite_path):
     return store
 
 
-@pytest.mark.fault("A5", "SIGKILL of one of two processes that train one model: the other is ended, the next goes on")
-@pytest.mark.fault("B1", "SIGTERM to every process of a model that two train, as a machine that shuts down does: saved")
-def test_two_processes_make_the_cell_of_one_though_they_were_stopped_and_killed(suite_path, store, monkeypatch):
-    """Stopped after the second step, and one of them killed at the fifth: the third start ends as one process does."""
-    job, events = cell_of(planner(suite_path, "train.fsdp=2")), []
+@pytest.fixture(scope="module")
+def together(suite_path, store):
+    """The cell of two processes, undisturbed: its job and its entry."""
+    job = cell_of(planner(suite_path, "train.fsdp=2"))
+    done = execute(store, job.message(), Hooks())
+    assert done["status"] == "ok" and not store.entry("cells", job.key).checkpoints.exists()
+    return job, store.entry("cells", job.key)
+
+
+def test_two_processes_make_the_cell_of_one(suite_path, store, together):
+    job, made = together
     alone = cell_of(planner(suite_path))
     assert (job.processes, alone.processes) == (2, 0)  # by which Ray reserves GPUs
-    assert job.key != alone.key and job.inputs["train"].pop("fsdp") == 2
-    assert job.inputs == alone.inputs
-    job = cell_of(planner(suite_path, "train.fsdp=2"))
+    assert job.key != alone.key
+    asked = {**job.inputs, "train": {name: value for name, value in job.inputs["train"].items() if name != "fsdp"}}
+    assert job.inputs["train"]["fsdp"] == 2 and asked == alone.inputs
+    expected = store.entry("cells", alone.key)
+    assert made.done()["final_loss"] == pytest.approx(expected.done()["final_loss"], rel=1e-3)
+    mine, theirs = (load_file(one.path / "model" / "model.safetensors") for one in (made, expected))
+    assert mine.keys() == theirs.keys() and all(torch.allclose(mine[n], theirs[n], atol=2e-3) for n in mine)
+
+
+@pytest.mark.slow
+@pytest.mark.fault("A5", "SIGKILL of one of two processes that train one model: the other is ended, the same bytes")
+@pytest.mark.fault("B1", "SIGTERM to every process of a model that two train, as a machine that shuts down does: saved")
+def test_two_processes_that_were_stopped_and_killed_make_the_same_cell(together, store, tmp_path, monkeypatch):
+    """Stopped after the second step, and one of them killed at the fifth: the third start ends it, to the bit."""
+    job, expected = together
+    shutil.copytree(
+        store.root, tmp_path / "results", ignore=lambda folder, names: [job.key] if job.key in names else []
+    )
+    store, events = Store(tmp_path / "results"), []
 
     def stop() -> int:
         if not any(one.get("step") == 2 for one in events):
@@ -86,17 +109,11 @@ def test_two_processes_make_the_cell_of_one_though_they_were_stopped_and_killed(
     assert not multiprocessing.active_children()
     monkeypatch.delenv("KDBENCH_FAILPOINT")
 
-    done = execute(store, job.message(), Hooks(events.append))
-    expected = store.entry("cells", alone.key)
-    assert done["status"] == "ok" and done["final_loss"] == pytest.approx(expected.done()["final_loss"], rel=1e-3)
-    lines = (store.entry("cells", job.key).path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    history = [json.loads(line) for line in lines]
-    assert [one["step"] for one in history] == [1, 2, 3, 4, 5, 6]
-    mine, theirs = (
-        load_file(one.path / "model" / "model.safetensors") for one in (store.entry("cells", job.key), expected)
-    )
-    assert mine.keys() == theirs.keys() and all(torch.allclose(mine[n], theirs[n], atol=2e-3) for n in mine)
-    assert not store.entry("cells", job.key).checkpoints.exists()
+    made = store.entry("cells", job.key)
+    execute(store, job.message(), Hooks(events.append))
+    lines = (made.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert made.done()["files"] == expected.done()["files"] and not made.checkpoints.exists()
 
 
 @pytest.mark.slow
