@@ -7,6 +7,7 @@ python -m tests.faults --write    and puts it into tests/faults/README.md, with 
 from __future__ import annotations
 
 import subprocess
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -89,6 +90,8 @@ class Plugin:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Count a test that has run, or failed before it could; `tests/conftest.py` lets it carry its rows."""
+        if report.failed:  # half an hour is long to wait for a reason
+            print(f"\n{report.nodeid}, {report.when}:\n{report.longreprtext}", file=sys.stderr, flush=True)
         if report.skipped:
             self.tally.skip(report.user_properties, report.longrepr)
         elif report.when == "call" or (report.when == "setup" and report.failed):
