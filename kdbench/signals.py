@@ -25,6 +25,12 @@ class Signals:
             signal.signal(number, handler)
 
 
+def leave_to_parent() -> None:
+    """Ignore both from now on: a machine that shuts down signals all processes, and the parent says when to stop."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def interrupt(number: int) -> None:
     """End what the main thread is doing, by either signal: without a handler SIGTERM would run no `finally`.
 

@@ -20,7 +20,7 @@ from kdbench.analysis.words import p_text, plain
 from kdbench.errors import ConfigError, StoreError, did_you_mean
 from kdbench.files import read_text
 from kdbench.run import orchestrate, plans
-from kdbench.run.store import INPUTS, Store
+from kdbench.run.store import Store
 
 ALL, ALPHA, LONG = "all items", 0.05, 16
 WRITTEN = {"rollout/length": "tokens a continuation", "rollout/eos_rate": "share ended by EOS"}
@@ -204,8 +204,10 @@ def _shown(store: Store, a: Checkpoint, joined: pd.DataFrame, most: int) -> tupl
     binary = joined[joined.task.isin(kept) & (joined.metric == BINARY) & (joined.score_a != joined.score_b)]
     binary = binary.sort_values(["item_a", "task"])
     found: list[dict[str, Any]] = []
+    if binary.empty:
+        return found, []
     try:
-        entry.verified(INPUTS, *kept.values())
+        entry.verified(*kept.values())
     except StoreError as error:
         return [], [f"the text of the items is not shown: {error}"]
     for by, gets in (("a", binary.score_a > binary.score_b), ("b", binary.score_a < binary.score_b)):

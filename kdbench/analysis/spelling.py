@@ -55,12 +55,12 @@ class Speller:
         from safetensors.numpy import load_file
         from tokenizers import Tokenizer
 
-        text, tokens, spelling = self._store.entry("texts", self._text), f"{self._split}.safetensors", TOKENIZER
+        text, tokens = self._store.entry("texts", self._text), f"{self._split}.safetensors"
         try:
             text.verified(INPUTS, tokens)
             entry = self._store.entry("tokenizers", read_json(text.path / INPUTS)["tokenizer"])
-            entry.verified(spelling)
-            tokenizer = Tokenizer.from_str(read_text(entry.path / spelling))
+            entry.verified(TOKENIZER)
+            tokenizer = Tokenizer.from_str(read_text(entry.path / TOKENIZER))
             ids = load_file(text.path / tokens)["ids"]
         except Exception as error:  # those of safetensors and tokenizers are of many kinds
             self.notes.append(f"tokens are shown as ids: {error}")

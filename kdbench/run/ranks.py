@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterable
@@ -17,7 +16,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
-from kdbench import errors, failpoints
+from kdbench import errors, failpoints, signals
 from kdbench.distill import checkpoint, memory, models
 from kdbench.errors import ConfigError, Diverged, Interrupted, KdbenchError
 from kdbench.registry import user_folders
@@ -149,8 +148,7 @@ def _rebuilt(event: dict[str, Any]) -> KdbenchError:
 
 def serve(rank: int, told: Told, events: Any, stop: Any) -> None:
     """Be one of the processes: train, and tell."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # as in a worker: a machine that shuts down signals all processes
-        signal.signal(number, signal.SIG_IGN)
+    signals.leave_to_parent()
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     failpoints.arm_from_environment()
     from kdbench.run.worker import prepare

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 if TYPE_CHECKING:
     from kdbench.run.store import Store
 
-from kdbench import failpoints
+from kdbench import failpoints, signals
 
 
 class Link:
@@ -53,8 +53,7 @@ def main() -> None:
     settings = json.loads(sys.argv[1])
     failpoints.arm_from_environment()
     faulthandler.register(signal.SIGUSR1)  # the parent asks where we stand before it ends us as hung
-    for number in (signal.SIGINT, signal.SIGTERM):  # a machine that shuts down signals all processes
-        signal.signal(number, signal.SIG_IGN)  # the parent decides; it tells us to stop
+    signals.leave_to_parent()
     outward = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     link = Link(outward)

@@ -212,6 +212,14 @@ def test_words_that_are_not_what_was_written_are_not_shown(made, file, told, how
     assert (found.items == []) if "items" in told else found.apart[0]["token"].startswith("id ")
 
 
+def test_items_of_another_s_tasks_have_no_text_to_show_and_nothing_is_said(tmp_path):
+    made = SmallStore(tmp_path / "results")
+    for arm, teacher, right in (("kl", "big", [1.0, 0.0]), ("sft", None, [0.0, 1.0])):
+        made.cell(arm, "small", teacher, 0, items={"hellaswag": right})
+    found = diff(made)
+    assert found.items == [] and not any("text of the items" in note for note in found.notes)
+
+
 @pytest.mark.fault("C5", "the inputs of a cell that no suite names any more")
 @pytest.mark.parametrize("content", ["[]", "3", "{}", '{"objective": 3, "arm": "kl", "seed": 0}', "{"])
 def test_a_cell_that_no_suite_names_is_found_by_its_key_unless_its_inputs_are_damaged(made, content):
