@@ -32,10 +32,10 @@ def report(suite, open_page, keep, results_dir) -> None:
     kdbench report quickstart --open
     kdbench report quickstart --keep results/reference/quickstart
     """
-    from kdbench.analysis import answer
+    from kdbench.analysis import conclusion
 
     registry_in_use()
-    _, written = answer.write_report(results_dir, _name(suite) if suite else None, keep)
+    _, written = conclusion.write_report(results_dir, _name(suite) if suite else None, keep)
     page = written["report.html"]
     click.echo(str(page))
     pictures = sum(path.suffix == ".png" for path in written.values())

@@ -240,20 +240,15 @@ def run(
 
 def _preload() -> None:
     """Import what the verdict needs while the workers are busy, not after them."""
-    import kdbench.analysis.answer
-    import kdbench.analysis.report  # noqa: F401
+    import kdbench.analysis.conclusion  # noqa: F401
 
 
 def _conclude(result: RunResult) -> None:
     """Compare and report, if there is anything to compare yet."""
-    from kdbench.analysis import answer
+    from kdbench.analysis import conclusion
     from kdbench.errors import ConfigError
 
     try:
-        written = answer.report_files(result.results_dir, result.suite)
-        if result.ran or not answer.is_current(result.results_dir, result.suite):
-            result.comparison, result.report = answer.write_report(result.results_dir, result.suite)
-        else:  # nothing is new, so the report stands as it is
-            result.comparison, result.report = answer.ask(result.results_dir, result.suite, None, None, "acc"), written
+        result.comparison, result.report = conclusion.conclude(result.results_dir, result.suite)
     except ConfigError as error:
         result.why_no_verdict = str(error)

@@ -10,14 +10,11 @@ from typing import TYPE_CHECKING, Any
 import kdbench
 from kdbench.analysis import equal_time, export, looks, words
 from kdbench.analysis.advice import advice
-from kdbench.analysis.results import APART, METRICS, SuiteResults, external_notes, history, item_scores, open_suite
+from kdbench.analysis.results import APART, METRICS, SuiteResults, external_notes, item_scores, open_suite
 from kdbench.analysis.verdict import Comparison, compare
 from kdbench.distill import jumps
 from kdbench.errors import ConfigError, did_you_mean
-from kdbench.files import atomic_write
 from kdbench.run import plans
-from kdbench.run.store import DONE, Store
-from kdbench.run.tuning_words import in_words as tuning_in_words
 from kdbench.suite import examination
 from kdbench.suite.matrix import title
 
@@ -161,111 +158,3 @@ def show(found: Comparison) -> None:
 def printed(found: Comparison, form: str) -> str:
     """Return a comparison as `markdown`, `csv` or `latex`."""
     return {"markdown": words.markdown, "csv": export.csv, "latex": export.latex}[form](found)
-
-
-def report_files(results_dir: Path, suite: str) -> dict[str, Path]:
-    """Return where a suite's report goes, by file name."""
-    from kdbench.analysis import report
-
-    return {name: Store(results_dir).suite_folder(suite) / name for name in report.FILES}
-
-
-def is_current(results_dir: Path, suite: str) -> bool:
-    """Whether a suite's report is there, and was written after its last cell: a run may end between the two."""
-    store, files = Store(results_dir), report_files(results_dir, suite).values()
-    if not all(path.is_file() for path in files):
-        return False
-    keys = (cell["key"] for cell in plans.read(store.suite_folder(suite) / plans.FILE)["cells"])
-    ended = [path.stat().st_mtime for key in keys if (path := store.entry("cells", key).path / DONE).is_file()]
-    return min(path.stat().st_mtime for path in files) >= max(ended, default=0.0)
-
-
-def write_report(results_dir: Path, suite: str | None, keep: Path | None = None) -> tuple[Comparison, dict[str, Path]]:
-    """Compare as the suite asks and write its report; return both.
-
-    Args:
-        keep: a folder that is made, for the report with item scores and plan, instead of the suite's own: all that
-            somebody else needs to check the verdict, and no weights.
-
-    Raises:
-        ConfigError: no results.
-    """
-    from kdbench.analysis import mirror, report  # pictures, which a comparison alone has no need of
-
-    results = open_suite(results_dir, suite)
-    scores = item_scores(results, "acc")
-    found = answer(results, None, None, "acc", lambda _, metric: scores)
-    plan = results.plan
-    head = {"name": plan["suite"]["name"], "question": plan["suite"]["question"], "description": ""}
-    written = report.write(
-        keep or results.folder,
-        found,
-        suite=head,
-        facts=_facts(plan),
-        cells=[_row(cell, results.store.root) for cell in results.cells],
-        history=equal_time.apart(history(results), plan),
-        scores=equal_time.apart(scores, plan),
-        sizes=sizes(results),
-        plan=plan,
-        results=results,
-        runs={} if keep else mirror.runs(results.store, results.folder),
-    )
-    return found, written | (_sources(scores, plan, keep) if keep else {})
-
-
-def _sources(scores: pd.DataFrame, plan: dict[str, Any], folder: Path) -> dict[str, Path]:
-    """Write what a report was made from, and return it by name."""
-    columns = ("objective", "student", "teacher", "task", "item")
-    raw = scores.astype(dict.fromkeys(columns, "category")).to_parquet(index=False, compression="zstd")
-    written = {name: folder / name for name in ("scores.parquet", "plan.json")}
-    atomic_write(written["scores.parquet"], raw)
-    plans.write(written["plan.json"], plan)
-    return written
-
-
-def _facts(plan: dict[str, Any]) -> dict[str, str]:
-    environment = plan["environment"]
-    facts = {
-        "seeds": ", ".join(map(str, plan["suite"]["seeds"])),
-        "protocol": environment["protocol"],
-        "versions": ", ".join(f"{name} {version}" for name, version in environment["versions"].items()),
-        "device": f"{environment['device']}, {environment['precision']}, {environment['threads']} thread(s) a worker",
-        "overrides": " ".join(plan["overrides"]) or "none",
-    }
-    if plan["suite"].get("arms"):
-        facts["trained elsewhere"] = ", ".join(arm["external"]["label"] for arm in plan["suite"]["arms"])
-    tuned = tuning_in_words(plan)
-    return facts | {"tuning": tuned} if tuned else facts
-
-
-def sizes(results: SuiteResults) -> dict[str, int]:
-    """Return model → parameters, as far as the store knows them."""
-    found: dict[str, int] = {}
-    for cell in results.plan["cells"]:
-        for role in ("student", "teacher"):
-            name, key = cell[role], cell["inputs"].get(role)
-            if name and name not in found and isinstance(key, str) and key.isalnum():
-                done = results.store.entry("models", key).done()
-                found |= {name: int(done["parameters"])} if done and done.get("parameters") else {}
-    return found
-
-
-def _row(cell: dict[str, Any], root: Path) -> dict[str, Any]:
-    """Return what the report's sections may know of a cell; its model's path is inside the results folder `root`."""
-    model = Path(cell["model"]).relative_to(root) if "model" in cell else ""
-    done, timing = cell.get("done", {}), cell.get("timing", {})
-    row = {
-        "key": cell["key"],
-        "objective": cell["arm"],
-        "student": cell["student"],
-        "teacher": cell["teacher"],
-        "seed": cell["seed"],
-        "status": cell["status"] + (", trained elsewhere" if cell.get("elsewhere") else ""),
-        "loss": done.get("final_loss"),
-        "seconds": timing.get("wall_s"),
-        "train_s": timing.get("train_s"),
-        "model": str(model),
-        "timing": timing,
-        "done": done,
-    }
-    return row | {"metrics": cell.get("metrics", {})}

@@ -20,7 +20,7 @@ import psutil
 
 from kdbench.errors import StoreError
 from kdbench.files import is_broken, read_json, sha256_file
-from kdbench.run import plans
+from kdbench.run import plans, reports
 from kdbench.run.caches import damaged_files, held
 from kdbench.run.places import GONE_NAME, NAME, drop, entries, files, size
 from kdbench.run.store import CHECKPOINTS, DONE, INPUTS, KINDS, STATUSES, Busy, Entry, Store
@@ -32,7 +32,7 @@ STALE_S = 600.0  # a temporary file lives for seconds; a younger one may be anot
 
 @dataclass(frozen=True)
 class Checked:
-    """One entry that was verified, or a suite's plan: of kind `suites`, its key the suite's name.
+    """One entry that was verified, or a suite's plan and report: of kind `suites`, its key the suite's name.
 
     Attributes:
         state: `ok`, `diverged`, `failed`; `unfinished`, `damaged`; or `in use` while a process makes it.
@@ -61,9 +61,9 @@ class Waste:
 
 
 def verify(store: Store) -> list[Checked]:
-    """Check every file of every complete entry, and every plan, by sha256. Writes nothing, sets nothing aside."""
+    """Check every file of every complete entry, every plan and report, by sha256. Writes and sets aside nothing."""
     found = [_check(kind, Entry(folder)) for kind, folder in entries(store) if "." not in folder.name]
-    return [*found, *map(_check_plan, sorted(store.root.glob(f"suites/*/{plans.FILE}")))]
+    return [*found, *map(_check_suite, sorted(store.root.glob(f"suites/*/{plans.FILE}")))]
 
 
 def _check(kind: str, entry: Entry) -> Checked:
@@ -76,9 +76,10 @@ def _check(kind: str, entry: Entry) -> Checked:
     return Checked(kind, entry.key, state, size(entry.path), damaged)
 
 
-def _check_plan(path: Path) -> Checked:
-    state, damaged = plans.state(path), (plans.FILE,)
-    return Checked("suites", path.parent.name, state, size(path), damaged if state == "damaged" else ())
+def _check_suite(plan: Path) -> Checked:
+    state = plans.state(plan)
+    damaged = ([plans.FILE] if state == "damaged" else []) + reports.damaged(plan.parent)
+    return Checked("suites", plan.parent.name, "damaged" if damaged else state, size(plan), tuple(damaged))
 
 
 def waste(store: Store) -> list[Waste]:
@@ -199,7 +200,7 @@ def _leavings(store: Store) -> Iterator[tuple[Path, str]]:
         deep = place.parent.name in KINDS and place.parent.parent == store.root
         if deep and Entry(place).checkpoints.is_dir() and Entry(place).done():
             yield Entry(place).checkpoints, "checkpoints of what is complete"
-        for path in files(place) if deep else place.iterdir():
+        for path in files(place) if deep or place.parent == store.root / "suites" else place.iterdir():
             if path.is_symlink():
                 continue
             if path.is_file() and _is_stale(path):

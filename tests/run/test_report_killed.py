@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
 
 import pytest
 
 from kdbench import failpoints
-from kdbench.analysis import answer
-from kdbench.files import read_json
+from kdbench.analysis import conclusion
+from kdbench.files import read_json, sealed, write_json
+from kdbench.run import reports
 from tests.conftest import call, kdbench
 from tests.faults.house import link_tree
 from tests.run.conftest import products
@@ -48,7 +48,15 @@ def is_whole(suite, results, reference) -> bool:
     same = [read_json(folder / "report" / "comparison.json")["verdicts"] for folder in folders]
     there.remove("costs.json")  # of jobs; here there were none
     here = {name for name in here if "/.tmp-" not in f"/{name}"}  # what a killed process was writing goes with `gc`
-    return here == there and same[0] == same[1] and answer.is_current(results, "tiny")
+    return here == there and same[0] == same[1] and stands(results)
+
+
+def stands(results) -> bool:
+    """Whether the next run would leave the report as it is."""
+    page = results / "suites" / "tiny" / "report.html"
+    before = page.stat().st_mtime_ns
+    conclusion.conclude(results, "tiny")
+    return page.stat().st_mtime_ns == before and not reports.damaged(page.parent)
 
 
 @pytest.mark.fault("C2", "an end at moments of planning, of the exams' copies and of the report")
@@ -93,16 +101,60 @@ def test_a_sigterm_outside_the_jobs_ends_with_its_code_and_no_traceback(number, 
     assert is_whole(suite, results, world[2])
 
 
-@pytest.mark.fault("A2", "a cell that is newer than the report")
-def test_a_report_that_is_older_than_a_cell_is_written_anew(made, world):
+@pytest.mark.fault("A2", "a cell that the report does not know")
+@pytest.mark.fault("B6", "a cell that was made after its report, by a clock that ran backwards")
+def test_a_report_that_does_not_know_a_cell_is_written_anew_whatever_the_clock_said(made):
     suite, store = made
     results = store()
-    assert is_whole(suite, results, world[2])
-    page, done = results / "suites" / "tiny" / "report.html", next(results.glob("cells/*/DONE.json"))
-    first = page.stat().st_mtime_ns
-    assert is_whole(suite, results, world[2]) and page.stat().st_mtime_ns == first, "nothing was new"
-    shutil.copy2(done, done.with_name("mine"))  # its own copy: the file is linked
-    os.replace(done.with_name("mine"), done)
-    os.utime(done, (time.time() + 5,) * 2)
     run(suite, results)
-    assert page.stat().st_mtime_ns > first
+    assert stands(results)
+    page, done = results / "suites" / "tiny" / "report.html", next(results.glob("cells/*/DONE.json"))
+    known = read_json(done)
+    done.unlink()  # the file is linked
+    write_json(done, sealed(known | {"timing": known["timing"] | {"wall_s": 4321.0}}))
+    os.utime(done, (1, 1))
+    run(suite, results)
+    assert "4,321" in page.read_text("utf-8") and stands(results)
+
+
+def test_a_suite_that_asks_otherwise_gets_a_report_that_says_so(made):
+    suite, store = made
+    results = store()
+    run(suite, results)
+    changed = suite.with_name("asks-otherwise.yaml")
+    changed.write_text(suite.read_text("utf-8").replace("[[kl, sft], [atkd, kl]]", "[[atkd, sft]]"), encoding="utf-8")
+    try:
+        assert "ran" not in run(changed, results).output
+    finally:
+        changed.unlink()
+    verdicts = read_json(results / "suites" / "tiny" / "report" / "comparison.json")["verdicts"]
+    assert {(row["objective"], row["baseline"]) for row in verdicts} == {("atkd", "sft")}
+
+
+@pytest.mark.fault("C5", "a bit of a suite's report: named by doctor, written anew by the next run")
+@pytest.mark.fault("C4", "a report's picture cut, and what vouches for the report")
+@pytest.mark.parametrize("name", ["report.html", "report/comparison.csv", "forest.png", reports.FILE])
+@pytest.mark.parametrize("hurt", ["flipped", "cut"])
+def test_a_damaged_report_is_named_and_written_anew(name, hurt, made, world):
+    suite, store = made
+    results = store()
+    run(suite, results)
+    path = results / "suites" / "tiny" / name
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    path.write_bytes(raw if hurt == "flipped" else raw[: len(raw) // 2])
+    told = call("doctor", "--store", "--results-dir", results)
+    assert told.exit_code == 4 and f"suites/tiny  damaged: {name}" in told.stdout, told.output
+    assert is_whole(suite, results, world[2])
+    assert call("doctor", "--store", "--results-dir", results).exit_code == 0
+
+
+def test_what_a_killed_process_left_beside_a_picture_goes_with_gc(made):
+    suite, store = made
+    results = store()
+    run(suite, results)
+    left = results / "suites" / "tiny" / "report" / ".tmp-999999999-0123abcd"
+    left.write_bytes(b"half")
+    os.utime(left, (1, 1))
+    assert call("gc", "--yes", "--results-dir", results).exit_code == 0 and not left.exists()
+    assert stands(results)

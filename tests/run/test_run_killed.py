@@ -1,4 +1,4 @@
-"""A run that is stopped, terminated, killed, or has company: the same bytes in the end.
+"""A run that is stopped, terminated or killed: the same bytes in the end.
 
 python -m pytest tests/run/test_run_killed.py
 """
@@ -18,7 +18,6 @@ from typing import ClassVar
 import psutil
 import pytest
 
-from kdbench.files import read_json
 from kdbench.run.tracking import KEY_TAG
 from tests.conftest import call, kdbench
 from tests.run.conftest import products
@@ -234,27 +233,3 @@ def test_cells_that_write_text_end_with_the_same_bytes_when_killed_at_random_mom
     assert min(done) < 7, "no kill came before the last cell was made"
     kdbench("run", suite, "--results-dir", target, "--no-mlflow", "--workers", 1, *changes)
     assert products(target) == products(plain) and len(products(plain)) > 20
-
-
-@pytest.mark.fault("D1", "two runs of one suite")
-@pytest.mark.fault("D5", "compare, doctor and gc while two runs write")
-@pytest.mark.fault("D6", "two runs that need one teacher cache")
-def test_two_runs_at_once_make_each_cell_once_and_may_be_looked_at(world, tmp_path):
-    _, suite, results, _ = world
-    target = tmp_path / "r"
-    command = [sys.executable, "-m", "kdbench.cli", "run", str(suite), "--results-dir", str(target)]
-    command += ["--no-mlflow", "--workers", "1"]
-    both = [subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) for _ in range(2)]
-    asked = (("doctor", "--store"), ("gc", "--yes"), ("compare", "--json"), ("cache", "ls"))
-    looked = 0
-    while any(process.poll() is None for process in both):
-        shown = call(*asked[looked % len(asked)], "--results-dir", target)
-        assert shown.exit_code in (0, 2) and "Traceback" not in shown.output, shown.output  # 2: no results yet
-        assert shown.exit_code == 0 or re.search("no results|no complete cell", shown.stderr), shown.output
-        looked += 1
-        time.sleep(2)
-    assert [process.returncode for process in both] == [0, 0] and looked > len(asked)
-    assert products(target) == products(results)
-    assert not list(target.rglob("*.corrupt*"))
-    attempts = {path.parent.name: read_json(path)["timing"]["attempts"] for path in target.glob("*/*/DONE.json")}
-    assert set(attempts.values()) == {1}, attempts
