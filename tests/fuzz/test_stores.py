@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import tempfile
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -16,8 +17,9 @@ import pytest
 from hypothesis import strategies as st
 
 import kdbench
+from kdbench.analysis import conclusion
 from kdbench.errors import KdbenchError
-from kdbench.files import SUM, sha256_file
+from kdbench.files import SUM, sealed, sha256_file
 from kdbench.run.store import FORMAT, KINDS, Store
 from tests.fixtures import unpack
 from tests.fixtures.__main__ import write_suite
@@ -34,15 +36,17 @@ READERS = (
     ("cache", "verify"),
     ("gc", "--yes"),
 )
-PLAN, LOADED = ("plan",), ("kdbench.load_scores",)
-ASKED = st.sampled_from([*READERS, PLAN, LOADED])
+PLAN, LOADED, CONCLUDED = ("plan",), ("kdbench.load_scores",), ("what ends a run",)
+ASKED = st.sampled_from([*READERS, PLAN, LOADED, CONCLUDED])
 SENTINEL = "not yours"
 
 
 @cache
 def whole() -> Path:
-    """The store of today's format."""
-    return unpack(FORMAT, Path(tempfile.mkdtemp()))
+    """The store of today's format, with its report."""
+    results = unpack(FORMAT, Path(tempfile.mkdtemp()))
+    conclusion.conclude(results, "kept")
+    return results
 
 
 @cache
@@ -64,10 +68,10 @@ def copied(home: Path) -> Path:
 def is_read_or_refused(results: Path, reader: tuple[str, ...]) -> None:
     """Ask what reads a store; nothing outside of it may change."""
     outside = results.parent / "outside"
-    if reader == LOADED:
+    if reader in (LOADED, CONCLUDED):
         try:
             with within():
-                kdbench.load_scores(results)
+                kdbench.load_scores(results) if reader == LOADED else conclusion.conclude(results, "kept")
         except KdbenchError as error:
             assert str(error).strip()
     else:
@@ -130,6 +134,7 @@ DOCUMENTS = (
     "*/*/DONE.json",
     "*/*/inputs.json",
     "suites/kept/*.json",
+    "suites/kept/report/made_from.json",
     "teacher_cache/*/manifest.json",
     "cells/*/results.json",
 )
@@ -142,16 +147,19 @@ DOCUMENTS = (
     which=st.integers(0, 10_000),
     kind=st.sampled_from(DOCUMENTS),
     data=st.data(),
-    old=st.booleans(),
+    sums=st.sampled_from(["left", "taken out", "made to fit"]),
 )
 @pytest.mark.fault("C9", "any JSON file of a store with other values in it (Hypothesis)")
-def test_any_document_may_hold_anything(tmp_path, reader, which, kind, data, old):
+def test_any_document_may_hold_anything(tmp_path, reader, which, kind, data, sums):
     results = copied(tmp_path)
     paths = sorted(results.glob(kind))
     path = paths[which % len(paths)]
     found = data.draw(mutated(json.loads(path.read_text())), label=path.relative_to(results).as_posix())
-    if old and isinstance(found, dict):
+    if sums == "taken out" and isinstance(found, dict):
         found.pop(SUM, None)  # as plans were before they held a sum, so that their values are looked at
+    elif sums == "made to fit" and isinstance(found, dict):
+        with suppress(ValueError):  # no sum fits a NaN, or what is no UTF-8
+            found = sealed(found)
     rewrite(path, json.dumps(found).encode())
     is_read_or_refused(results, reader)
 
@@ -203,7 +211,11 @@ NAMES = st.text(st.characters(blacklist_characters="/\0", blacklist_categories=[
 @pytest.mark.fault("H7", "files, folders and links of any name anywhere in a store (Hypothesis)")
 def test_anything_of_any_name_may_lie_in_a_store(tmp_path, reader, name, what, which):
     results = copied(tmp_path)
-    homes = [results, *(results / kind for kind in KINDS), results / "suites", results / "suites" / "kept"]
+    homes = [
+        results,
+        *(results / kind for kind in KINDS),
+        *(results / one for one in ("suites", "suites/kept", "suites/kept/report")),
+    ]
     homes = [one for one in homes if one.is_dir()] + [
         Store(results).entry("cells", path.name).path for path in (results / "cells").glob("*")
     ]

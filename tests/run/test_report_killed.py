@@ -129,8 +129,10 @@ def test_a_suite_that_asks_otherwise_gets_a_report_that_says_so(made, world, tmp
 
 @pytest.mark.fault("C5", "a bit of a suite's report: named by doctor, written anew by the next run")
 @pytest.mark.fault("C4", "a report's picture cut, and what vouches for the report")
-@pytest.mark.parametrize("name", ["report.html", "report/comparison.csv", "forest.png", reports.FILE])
-@pytest.mark.parametrize("hurt", ["flipped", "cut"])
+@pytest.mark.parametrize(
+    ("name", "hurt"),
+    [("report.html", "flipped"), ("report/comparison.csv", "cut"), ("forest.png", "cut"), (reports.FILE, "flipped")],
+)
 def test_a_damaged_report_is_named_and_written_anew(name, hurt, made, world):
     suite, store = made
     results = store()
