@@ -11,7 +11,7 @@ import inspect
 import pkgutil
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -66,15 +66,21 @@ def objectives() -> dict[str, type[Objective]]:
     """
     found: dict[str, type[Objective]] = {}
     for module in _modules():
-        for _, member in inspect.getmembers(module, inspect.isclass):
-            if not issubclass(member, Objective) or member.__module__ != module.__name__ or "name" not in vars(member):
-                continue
-            _check(member)
+        for member in _guarded(str(module.__file__), lambda _, m=module: _members(m)):
             if member.name in found:
                 files = source_file(found[member.name]), source_file(member)
                 raise ConfigError(f"objective {member.name!r} is defined twice: in {files[0]} and in {files[1]}")
             found[member.name] = member
     return dict(sorted(found.items()))
+
+
+def _members(module: ModuleType) -> list[type[Objective]]:
+    """Return the objectives that a module defines, checked."""
+    own = [one for _, one in inspect.getmembers(module, inspect.isclass) if one.__module__ == module.__name__]
+    found = [one for one in own if issubclass(one, Objective) and "name" in vars(one)]
+    for member in found:
+        _check(member)
+    return found
 
 
 def _modules() -> list[ModuleType]:
@@ -117,7 +123,8 @@ def _load_file(path: str) -> ModuleType:
     return module
 
 
-def _guarded(name: str, load: Any) -> ModuleType:
+def _guarded(name: str, load: Callable[[str], Any]) -> Any:
+    """Do what runs a plugin's code; whatever that raises, it is one error that names the plugin."""
     try:
         return load(name)
     except (ConfigError, KeyboardInterrupt):

@@ -31,7 +31,7 @@ def conclude(results_dir: Path, suite: str) -> tuple[Comparison, dict[str, Path]
     runs = mirror.runs(results.store, results.folder)
     if standing := reports.standing(results.folder, _source(results, runs)):
         return answer(results, None, None, "acc"), standing
-    return _write_own(results, runs)
+    return _write_own(results)
 
 
 def write_report(results_dir: Path, suite: str | None, keep: Path | None = None) -> tuple[Comparison, dict[str, Path]]:
@@ -47,16 +47,20 @@ def write_report(results_dir: Path, suite: str | None, keep: Path | None = None)
     """
     results = open_suite(results_dir, suite)
     if keep is None:
-        return _write_own(results, mirror.runs(results.store, results.folder))
+        return _write_own(results)
     found, written = _write(results, keep, {})
     return found, written | _sources(item_scores(results, "acc"), results.plan, keep)
 
 
-def _write_own(results: SuiteResults, runs: dict[str, mirror.MirroredRun]) -> tuple[Comparison, dict[str, Path]]:
+def _write_own(results: SuiteResults) -> tuple[Comparison, dict[str, Path]]:
     """Write the report in the suite's own folder, and vouch for it."""
-    reports.withdraw(results.folder)
-    found, written = _write(results, results.folder, runs)
-    reports.vouch(results.folder, _source(results, runs), written.values())
+    with reports.alone(results.folder):
+        if plans.read(results.folder / plans.FILE) != results.plan:  # another run asks otherwise by now
+            results = open_suite(results.store.root, results.name)
+        runs = mirror.runs(results.store, results.folder)
+        reports.withdraw(results.folder)
+        found, written = _write(results, results.folder, runs)
+        reports.vouch(results.folder, _source(results, runs), written.values())
     return found, written
 
 

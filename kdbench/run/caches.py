@@ -5,8 +5,6 @@ Nothing here reaches outside `teacher_cache/`; an entry is removed, or set aside
 
 from __future__ import annotations
 
-import fcntl
-import os
 import shutil
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -16,8 +14,9 @@ from typing import Any
 
 from kdbench.errors import ConfigError, StoreError, did_you_mean
 from kdbench.files import read_json, sha256_file
+from kdbench.run.locks import Busy, held
 from kdbench.run.places import GONE_NAME, NAME, drop, entries, size
-from kdbench.run.store import DONE, INPUTS, Busy, Entry, Store
+from kdbench.run.store import DONE, INPUTS, Entry, Store
 
 KIND = "teacher_cache"
 SET_ASIDE = "set aside"
@@ -128,24 +127,7 @@ def _parameters(store: Store, model: Any) -> str:
 def _busy(store: Store, key: str, uses: Iterable[_Use]) -> bool:
     """Whether a process writes the cache, or trains a cell that reads it."""
     cells = {use.cell for use in uses if str(use.cell).isalnum()}
-    return held(Entry(store.root / KIND / key)) or any(held(store.entry("cells", cell)) for cell in cells)
-
-
-def held(entry: Entry) -> bool:
-    """Whether another process holds an entry's lock. Looking writes nothing, so that a read-only store may be asked."""
-    try:
-        descriptor = os.open(entry.lock_path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
-    except OSError:  # there is none, or none that may be read
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:  # a network's file system that locks nothing which it may not write
-        return False
-    finally:
-        os.close(descriptor)
-    return False
+    return held(store.root / KIND / key) or any(held(store.entry("cells", cell).path) for cell in cells)
 
 
 # --- verify -----------------------------------------------------------------------------------------------------------

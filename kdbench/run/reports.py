@@ -7,12 +7,25 @@ the same again and none of its files has changed.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from kdbench.errors import StoreError
 from kdbench.files import SUM, is_broken, read_json, sealed, sha256_file, write_json
+from kdbench.run import locks
 
 FILE = "report/made_from.json"
+WAIT_S = 600.0  # for another process's report, which takes seconds
+
+
+def alone(folder: Path) -> AbstractContextManager[None]:
+    """Hold the lock of a suite's `folder`: two runs at once must not mix their pages and pictures.
+
+    Raises:
+        Busy: another process has written its report for ten minutes.
+        StoreError: it cannot be locked.
+    """
+    return locks.locked(folder, WAIT_S)
 
 
 def withdraw(folder: Path) -> None:

@@ -16,12 +16,10 @@ import stat
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from kdbench import failpoints
 from kdbench.errors import StoreError
@@ -37,6 +35,7 @@ from kdbench.files import (
     sync_folder,
     write_json,
 )
+from kdbench.run import locks
 
 KINDS = ("tokenizers", "texts", "models", "teacher_texts", "teacher_cache", "tasks", "cells", "choices")
 DONE, INPUTS, CHECKPOINTS = "DONE.json", "inputs.json", "ckpt"
@@ -46,10 +45,6 @@ ATTEMPTS = "attempts"  # how often work on an entry was begun; beside the checkp
 LEAVINGS = ".tmp*"  # of a process that was killed while it wrote: ours, and those of safetensors
 MOST = 1e15  # of what is timed or counted; NaN is not below it either
 STATUSES = ("ok", "diverged", "failed")
-
-
-class Busy(StoreError):
-    """Another live process holds the lock."""
 
 
 @dataclass(frozen=True)
@@ -101,11 +96,6 @@ class Entry:
     def checkpoints(self) -> Path:
         """Where a training keeps its checkpoints until the entry is complete."""
         return self.path / CHECKPOINTS
-
-    @property
-    def lock_path(self) -> Path:
-        """The lock's file, beside the folder, so that the folder itself may be moved away."""
-        return self.path.parent / f".{self.key}.lock"
 
     def done(self) -> dict[str, Any] | None:
         """Return DONE.json if the entry is complete (every listed file is there with its size), else None."""
@@ -190,25 +180,9 @@ class Entry:
                 "use the kdbench that wrote it, or another results folder"
             )
 
-    @contextmanager
-    def locked(self, wait_s: float = 0.0) -> Iterator[None]:
-        """Hold the entry's lock; it is freed at once when its holder dies.
-
-        Raises:
-            Busy: when another process holds it for longer than `wait_s`.
-        """
-        lock = FileLock(self.lock_path)
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=wait_s)
-        except Timeout:
-            raise Busy(f"{self.path} is being made by another process; this run goes on without it") from None
-        except OSError as error:
-            raise StoreError(f"cannot lock {self.lock_path}: {error.strerror or error}") from error
-        try:
-            yield
-        finally:
-            lock.release()
+    def locked(self, wait_s: float = 0.0) -> AbstractContextManager[None]:
+        """Hold the entry's lock, as `locks.locked` does."""
+        return locks.locked(self.path, wait_s)
 
     def begin(self, inputs: dict[str, Any]) -> None:
         """Prepare for writing, under the lock: set damaged or failed leavings aside, write down what is made."""

@@ -23,7 +23,7 @@ from filelock import FileLock
 from kdbench import failpoints, telemetry
 from kdbench.errors import KdbenchError
 from kdbench.files import read_json, read_records
-from kdbench.run.caches import held
+from kdbench.run.locks import held
 from kdbench.run.store import Store, train_seconds
 from kdbench.run.tuning_words import in_words
 from kdbench.suite.external import ARM, CONTROL
@@ -293,7 +293,7 @@ class Mirror:
     def close_unfinished(self) -> None:
         """Mark runs whose cell did not end in this invocation, nor is being made in another; the next opens them."""
         for key, run_id in self.runs.items():
-            if held(self.store.entry("cells", key)):
+            if held(self.store.entry("cells", key).path):
                 continue
             if self.client.get_run(run_id).info.status == "RUNNING":
                 self.client.set_terminated(run_id, "KILLED")

@@ -17,7 +17,8 @@ from kdbench.files import read_json
 from kdbench.run import decisions
 from kdbench.run.job import Job
 from kdbench.run.jobs import Planner
-from kdbench.run.store import Busy, Entry, Store
+from kdbench.run.locks import Busy
+from kdbench.run.store import Entry, Store
 from kdbench.suite.matrix import Cell, Place, place
 from kdbench.suite.schema import Suite
 

@@ -21,9 +21,10 @@ import psutil
 from kdbench.errors import StoreError
 from kdbench.files import is_broken, read_json, sha256_file
 from kdbench.run import plans, reports
-from kdbench.run.caches import damaged_files, held
+from kdbench.run.caches import damaged_files
+from kdbench.run.locks import Busy, held
 from kdbench.run.places import GONE_NAME, NAME, drop, entries, files, size
-from kdbench.run.store import CHECKPOINTS, DONE, INPUTS, KINDS, STATUSES, Busy, Entry, Store
+from kdbench.run.store import CHECKPOINTS, DONE, INPUTS, KINDS, STATUSES, Entry, Store
 
 IN_USE = "in use"
 TEMPORARY_NAME = re.compile(r"\.tmp-(?:probe-|mlflow-)?(\d+)(?:-[0-9a-f]{8})?(?:\.db(?:-journal|-wal|-shm)?)?")
@@ -67,7 +68,7 @@ def verify(store: Store) -> list[Checked]:
 
 
 def _check(kind: str, entry: Entry) -> Checked:
-    state = IN_USE if held(entry) else entry.state()
+    state = IN_USE if held(entry.path) else entry.state()
     state = "unfinished" if state == "new" else state  # its folder is there, its inputs are not yet
     damaged: tuple[str, ...] = ()
     if state == "damaged" or state in STATUSES:
@@ -131,7 +132,7 @@ def _entries(store: Store, held_by_us: Path | None = None) -> Iterator[tuple[Pat
         if "." in folder.name:
             yield folder, "damaged, and set aside"
             continue
-        free = folder == held_by_us or not held(Entry(folder))
+        free = folder == held_by_us or not held(folder)
         if needed is not None and folder.name not in needed and free and not _foreign(folder):
             yield folder, "no suite's last plan needs it"
 
@@ -193,7 +194,7 @@ def _foreign(folder: Path) -> bool:
 def _leavings(store: Store) -> Iterator[tuple[Path, str]]:
     """Yield temporary files of dead processes, and folders whose removal was cut off."""
     places = [store.root, *(store.root / kind for kind in KINDS), *(store.root / "suites").glob("*")]
-    places += [folder for _, folder in entries(store) if "." not in folder.name and not held(Entry(folder))]
+    places += [folder for _, folder in entries(store) if "." not in folder.name and not held(folder)]
     for place in places:
         if place.is_symlink() or not place.is_dir():
             continue

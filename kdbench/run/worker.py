@@ -93,7 +93,7 @@ def serve(
     from kdbench.distill import models
     from kdbench.errors import Interrupted, KdbenchError
     from kdbench.run.cell import execute
-    from kdbench.run.store import Busy
+    from kdbench.run.locks import Busy
     from kdbench.run.work import Hooks
 
     hooks = Hooks(tell, should_stop)
@@ -101,7 +101,7 @@ def serve(
     try:
         return {"event": "finished", "done": execute(store, job, hooks)}
     except Busy as error:
-        return {"event": "busy", "message": str(error)}
+        return {"event": "busy", "message": f"{error}; this run goes on without it"}
     except Interrupted as error:
         return {"event": "interrupted", "message": str(error)}
     except KdbenchError as error:

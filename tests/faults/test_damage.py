@@ -214,7 +214,8 @@ WRITER = """
 import sys
 from pathlib import Path
 from kdbench.files import atomic_write
-from kdbench.run.store import Busy, Store
+from kdbench.run.locks import Busy
+from kdbench.run.store import Store
 store = Store(Path(sys.argv[1]))
 for number in range(50):
     entry = store.entry("cells", f"{sys.argv[2] if number % 2 else 'all'}x{number}")

@@ -25,8 +25,9 @@ from kdbench.distill import checkpoint
 from kdbench.errors import StoreError
 from kdbench.files import atomic_write, sha256_file, write_json
 from kdbench.run import cell, upkeep
+from kdbench.run.locks import Busy, lock_path
 from kdbench.run.makers import MAKERS
-from kdbench.run.store import Busy, Store
+from kdbench.run.store import Store
 from kdbench.run.work import Hooks, Work
 
 KIND, STEPS = "choices", 3  # a kind that no maker of ours makes
@@ -98,8 +99,8 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(key=st.sampled_from(KEYS))
     def another_process_starts(self, key):
-        lock = FileLock(self.entry(key).lock_path)
-        self.entry(key).lock_path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(lock_path(self.entry(key).path))
+        self.entry(key).path.parent.mkdir(parents=True, exist_ok=True)
         if key not in self.held:
             lock.acquire(timeout=0)
             self.held[key] = lock

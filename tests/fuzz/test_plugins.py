@@ -29,6 +29,10 @@ ODD = (
     "    default_base = 3\n", "    exempt = 1\n", "    share: float = Field(0.5, description=3)\n",
     "    terms = 3\n", "    trajectories = 3\n",
 )  # fmt: skip
+IMPORTS = b"from kdbench.api import Objective\n"
+NAMELESS = b"class Odd:\n    __repr__ = __str__ = lambda self: 1 / 0\n"
+UNSAYABLE = IMPORTS + NAMELESS + b"class A(Objective):\n    name = Odd()\n"
+UNKNOWABLE = b"class Odd:\n    __class__ = property(lambda self: 1 / 0)\nodd = Odd()\n"
 numbers = itertools.count()
 
 
@@ -97,8 +101,10 @@ def test_a_file_of_anything_is_listed_or_refused(tmp_path, content):
         (b"x = " + b"[" * 5000 + b"]" * 5000, "fuzz.py"),
         (b"x = " + b"-" * 100_000 + b"1", "fuzz.py"),
         ("x = 'é'".encode("latin-1"), "fuzz.py"),
+        (UNSAYABLE, "fuzz.py"),
+        (UNKNOWABLE, "fuzz.py"),
     ],
-    ids=["exit", "exit bare", "exit with words", "huge", "nested", "signs", "latin"],
+    ids=["exit", "exit bare", "exit with words", "huge", "nested", "signs", "latin", "raising repr", "raising class"],
 )
 def test_a_hostile_plugin_is_one_error_that_names_its_file(content, told, tmp_path):
     assert told in is_listed_or_refused(tmp_path, content)

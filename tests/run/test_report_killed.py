@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 
 import pytest
 
 from kdbench import failpoints
 from kdbench.analysis import conclusion
 from kdbench.files import read_json, sealed, write_json
-from kdbench.run import reports
+from kdbench.run import plans, reports
 from tests.conftest import call, kdbench
 from tests.faults.house import link_tree
 from tests.run.conftest import products
@@ -125,6 +128,36 @@ def test_a_suite_that_asks_otherwise_gets_a_report_that_says_so(made, world, tmp
     other.write_text(suite.read_text("utf-8").replace("[[kl, sft], [atkd, kl]]", "[[atkd, sft]]"), encoding="utf-8")
     assert run(other, results).exit_code == 0 and products(results) == products(world[2]), "no cell is made again"
     assert read_json(results / "suites" / "tiny" / "report" / "comparison.json")["contrasts"] == [["atkd", "sft"]]
+
+
+@pytest.mark.fault("D1", "two runs whose reports ask for different things of the same cells")
+def test_two_runs_that_ask_otherwise_do_not_mix_their_reports(made, monkeypatch):
+    suite, store = made
+    results = store()
+    run(suite, results)
+    folder = results / "suites" / "tiny"
+    reports.withdraw(folder)
+    writes, begun, may_end = conclusion._write, Event(), Event()
+
+    def slowly(*arguments):
+        begun.set()
+        assert may_end.wait(60)
+        return writes(*arguments)
+
+    monkeypatch.setattr(conclusion, "_write", slowly)
+    with ThreadPoolExecutor() as pool:
+        both = [pool.submit(conclusion.conclude, results, "tiny")]
+        assert begun.wait(60)
+        both.append(pool.submit(conclusion.conclude, results, "tiny"))
+        time.sleep(0.5)  # it has read the old plan by now
+        plan = plans.read(folder / plans.FILE)
+        plan["suite"]["compare"]["contrasts"] = [["atkd", "sft"]]
+        plans.write(folder / plans.FILE, plan)
+        assert not both[1].done(), "it waits for the first"
+        may_end.set()
+        asked = [one.result(60)[0].contrasts for one in both]
+    assert [list(map(list, one)) for one in asked] == [[["kl", "sft"], ["atkd", "kl"]], [["atkd", "sft"]]]
+    assert read_json(folder / "report" / "comparison.json")["contrasts"] == [["atkd", "sft"]] and stands(results)
 
 
 @pytest.mark.fault("C5", "a bit of a suite's report: named by doctor, written anew by the next run")

@@ -17,8 +17,8 @@ import pytest
 
 from kdbench.errors import StoreError
 from kdbench.files import atomic_write, write_json
-from kdbench.run.caches import held
-from kdbench.run.store import Busy, Clock, Store, train_seconds
+from kdbench.run.locks import Busy, held, lock_path
+from kdbench.run.store import Clock, Store, train_seconds
 
 
 @pytest.fixture
@@ -239,9 +239,10 @@ def test_a_file_that_cannot_be_read_is_damaged(entry, monkeypatch, error):
 @pytest.mark.parametrize("what", ["folder", "link"])
 def test_a_lock_that_is_none_is_one_error(entry, tmp_path, what):
     commit(entry, x="1")
-    entry.lock_path.unlink(missing_ok=True)
-    entry.lock_path.mkdir() if what == "folder" else entry.lock_path.symlink_to(tmp_path)
-    assert not held(entry)
+    lock = lock_path(entry.path)
+    lock.unlink(missing_ok=True)
+    lock.mkdir() if what == "folder" else lock.symlink_to(tmp_path)
+    assert not held(entry.path)
     with pytest.raises(StoreError, match="cannot lock"), entry.locked():
         pass
 
