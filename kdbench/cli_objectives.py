@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Iterable
 from typing import Any
 
 import click
 
-from kdbench.errors import PartialError
+from kdbench.errors import ConfigError, PartialError
 from kdbench.options import echo_json, errors_end_well, json_option, objectives_option, registry_in_use
 
 
@@ -25,7 +26,7 @@ def objectives(context: click.Context) -> None:
 @errors_end_well
 def list_objectives(as_json) -> None:
     """List every objective with its meaning, the text it learns from, and the year of its publication."""
-    rows = [_describe(member) for member in registry_in_use().values()]
+    rows = _described(registry_in_use().values())
     if as_json:
         echo_json(rows)
         return
@@ -73,11 +74,22 @@ def show_objective(name, as_json) -> None:
     click.echo(f"\nelsewhere\n{differs}\n\nfile\n  {row['file']}")
 
 
+def _described(members: Iterable[Any]) -> list[dict[str, Any]]:
+    """Return the objectives that say of themselves what is listed; what the others do instead is said."""
+    rows = []
+    for member in members:
+        try:
+            rows.append(_describe(member))
+        except ConfigError as error:
+            click.echo(f"left out: {error}", err=True)
+    return rows
+
+
 def _data(member: Any) -> str:
     """Return whose text an objective learns from at its defaults; a wrapper's is its base's."""
     from kdbench.api import Wrapper
-    from kdbench.errors import ConfigError
-    from kdbench.registry import objective, source_file
+    from kdbench.plugins import source_file
+    from kdbench.registry import objective
 
     if issubclass(member, Wrapper):
         return "the base's"
@@ -91,7 +103,7 @@ def _describe(member: Any) -> dict[str, Any]:
     import inspect
     from dataclasses import asdict
 
-    from kdbench.registry import source_file
+    from kdbench.plugins import source_file
 
     doc = inspect.cleandoc(member.__doc__ or "")
     return {

@@ -84,11 +84,13 @@ def echo_json(value: Any) -> None:
 
 
 def registry_in_use() -> dict[str, Any]:
-    """Return every known objective, name → class, with those of `--objectives-dir`."""
+    """Return every known objective, name → class, with those of `--objectives-dir`; say which files are left out."""
     from kdbench import registry
 
     for folder in click.get_current_context().meta.get("kdbench.folders", ()):
         registry.use_folder(folder)
+    for reason in registry.broken():
+        click.echo(f"left out: {reason}", err=True)
     return registry.objectives()
 
 

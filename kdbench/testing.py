@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from kdbench import registry
+from kdbench import plugins, registry
 from kdbench.api import Objective, Wrapper
 from kdbench.checks import CHECKS, Broken, exemptions
 from kdbench.errors import ConfigError, KdbenchError
@@ -100,7 +100,7 @@ def load(name_or_file: str | Path) -> list[Objective]:
     """
     if Path(name_or_file).suffix != ".py":
         return [registry.objective(str(name_or_file))]
-    return [_made(member) for member in registry.load_file(Path(name_or_file))]
+    return [_made(member) for member in plugins.load_file(Path(name_or_file))]
 
 
 def _made(spec: Spec) -> Objective:

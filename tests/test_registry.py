@@ -38,9 +38,9 @@ class Half(Objective):
 def fresh_registry(monkeypatch):
     """Each test names its own folders."""
     monkeypatch.setattr(registry, "_folders", [])
-    registry.objectives.cache_clear()
+    registry._scan.cache_clear()
     yield
-    registry.objectives.cache_clear()
+    registry._scan.cache_clear()
 
 
 def test_a_file_of_the_user_s_is_found_and_shown(tmp_path):
@@ -80,6 +80,34 @@ def test_a_bad_plugin_is_one_error_that_names_its_file(tmp_path, text, message):
     result = call("objectives", "list", "--objectives-dir", tmp_path)
     assert result.exit_code == 2
     assert message in result.stderr and "bad.py" in result.stderr and "Traceback" not in result.stderr
+
+
+@pytest.mark.fault("H4", "a plugin that does not load beside one that does: said, and the other is used")
+def test_a_bad_plugin_is_said_and_the_others_are_used(tmp_path):
+    (tmp_path / "half.py").write_text(PLUGIN)
+    (tmp_path / "bad.py").write_text("\nimport nothing_of_that_name\n")
+    listed = call("objectives", "list", "--objectives-dir", tmp_path, "--json")
+    assert listed.exit_code == 0 and "half" in {row["name"] for row in json.loads(listed.stdout)}
+    assert listed.stderr.startswith("left out: objective plugin") and "bad.py:2" in listed.stderr
+    assert call("check", tmp_path / "half.py", "--objectives-dir", tmp_path).exit_code == 0
+    asked = call("objectives", "show", "bad", "--objectives-dir", tmp_path)
+    assert asked.exit_code == 2 and re.search(r"left out: .*bad.py:2\)\nerror: unknown objective 'bad'", asked.stderr)
+
+
+@pytest.mark.fault("H4", "an installed plugin that does not load")
+def test_a_bad_entry_point_is_said_and_the_others_are_used(tmp_path):
+    home = tmp_path / "bad-1.0.dist-info"
+    home.mkdir()
+    (home / "METADATA").write_text("Metadata-Version: 2.1\nName: bad\nVersion: 1.0\n")
+    (home / "entry_points.txt").write_text("[kdbench.objectives]\nbad = nothing_of_that_name:Bad\n")
+    listed = kdbench("objectives", "list", "--json", PYTHONPATH=str(tmp_path))
+    assert "kl" in {row["name"] for row in json.loads(listed.stdout)}
+    assert "left out: objective plugin nothing_of_that_name:Bad cannot be loaded: ModuleNotFound" in listed.stderr
+
+
+def test_an_objective_with_two_names_in_its_file_is_one(tmp_path):
+    (tmp_path / "half.py").write_text(PLUGIN + "\n\nOther = Half\n")
+    assert call("objectives", "show", "half", "--objectives-dir", tmp_path).exit_code == 0
 
 
 def test_an_empty_folder_of_objectives_is_an_error(tmp_path):

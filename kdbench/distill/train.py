@@ -222,8 +222,8 @@ class _Learner:
         with part("optimiser"):
             norm = clip(self.model, plan.clip)
         if not (math.isfinite(found.total) and math.isfinite(norm)):
-            what = f"loss {found.total}" if not math.isfinite(found.total) else f"gradient norm {norm}"
-            raise Diverged(at.index, f"{what} is not finite", history[-1]["loss"] if history else None)
+            what = f"loss {found.total}, gradient norm {norm}: not finite"
+            raise Diverged(at.index, what, history[-1]["loss"] if history else None)
         with part("optimiser"):
             self.optimizer.step()
         kept = dict(objective.observe(at, Measured(found.total, found.watched, self._validate)))

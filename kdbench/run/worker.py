@@ -82,7 +82,8 @@ def prepare(settings: dict[str, Any]) -> Store:
 
     for folder in settings["folders"]:
         registry.use_folder(Path(folder))
-    registry.objectives()
+    for reason in registry.broken():
+        print(f"left out: {reason}", file=sys.stderr)
     return Store(Path(settings["store"]))
 
 

@@ -55,7 +55,7 @@ class Poisoned(Objective):
 def test_a_gradient_that_is_not_finite_ends_as_diverged_and_is_not_applied(blocks, tmp_path):
     model, told = tiny(0), []
     options = {"seed": 0, "vocabulary": VOCABULARY, "precision": "float32", "folder": tmp_path}
-    with pytest.raises(Diverged, match="gradient norm nan is not finite") as error:
+    with pytest.raises(Diverged, match="gradient norm nan: not finite") as error:
         train.train(model, Poisoned(), blocks, None, PLAN, on_step=told.append, **options)
     assert error.value.step == 3 and error.value.last_loss == told[-1]["loss"] and len(told) == 3
     saved = checkpoint.load(tmp_path)
@@ -160,7 +160,7 @@ def test_zero_times_log_zero_is_zero(name):
 def test_an_infinite_loss_ends_as_diverged_and_leaves_the_student_as_it_was(teacher_model, blocks, tmp_path):
     teacher_model.get_output_embeddings().weight.data[7] = -math.inf * torch.ones(24)
     model, before = tiny(0), weights(tiny(0))
-    with pytest.raises(Diverged, match="is not finite"):
+    with pytest.raises(Diverged, match="not finite"):
         learn(model, "reverse_kl", blocks, live(teacher_model, blocks), tmp_path)
     assert torch.equal(weights(model), before)
 

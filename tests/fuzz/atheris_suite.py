@@ -2,7 +2,8 @@
 
 make fuzz SECONDS=600      atheris is in no extra, since it has wheels for some systems only
 
-Options of `python -m tests.fuzz.atheris_suite` are libFuzzer's. What it finds is written to crash-* in the working folder; make a test of it.
+Options of `python -m tests.fuzz.atheris_suite` are libFuzzer's. What it finds is written to crash-*
+in the working folder; make a test of it.
 """
 
 from __future__ import annotations

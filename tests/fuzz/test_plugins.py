@@ -39,16 +39,16 @@ numbers = itertools.count()
 @pytest.fixture(autouse=True)
 def fresh_registry(monkeypatch):
     monkeypatch.setattr(registry, "_folders", [])
-    registry.objectives.cache_clear()
+    registry._scan.cache_clear()
     yield
     monkeypatch.undo()
-    registry.objectives.cache_clear()
+    registry._scan.cache_clear()
 
 
 def is_listed_or_refused(folder: Path, content: bytes) -> str:
     """List the objectives with a folder that holds one file more; a fresh name each time, as modules are kept by it."""
     registry._folders.clear()
-    registry.objectives.cache_clear()
+    registry._scan.cache_clear()
     home = folder / f"p{next(numbers)}"
     home.mkdir()
     path = home / "fuzz.py"
