@@ -10,8 +10,8 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +48,19 @@ def atomic_write(path: Path, data: bytes | str) -> None:
         with suppress(OSError):  # on a disk that is read-only this fails too
             temporary.unlink(missing_ok=True)
         raise StoreError(f"cannot write {path} ({len(payload):,} bytes): {error.strerror or error}") from error
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Change something at `path` inside; what the system refuses is one error.
+
+    Raises:
+        StoreError: it says what, and where.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f"cannot write {path}: {error.strerror or error}; make room, or allow it") from error
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -139,11 +152,8 @@ def sync_file(path: Path) -> None:
     Raises:
         StoreError: when they cannot be.
     """
-    try:
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise StoreError(f"cannot write {path}: {error.strerror or error}") from error
+    with writing(path), open(path, "rb") as file:
+        os.fsync(file.fileno())
 
 
 def sha256_file(path: Path) -> str:

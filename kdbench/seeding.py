@@ -27,11 +27,15 @@ def generator(seed: int, purpose: str, step: int = 0) -> torch.Generator:
 
 @contextmanager
 def fenced(seed: int, purpose: str) -> Iterator[None]:
-    """Run foreign code (lm-eval, model initialisation) with RNGs set from `seed`, and put all global RNG state back."""
+    """Run foreign code (lm-eval, model initialisation) with RNGs set from `seed`, and put all global state back.
+
+    That is the state of every RNG, torch's default dtype and its number of threads.
+    """
     import numpy
     import torch
 
     state = random.getstate(), numpy.random.get_state()
+    dtype, threads = torch.get_default_dtype(), torch.get_num_threads()
     with torch.random.fork_rng():
         value = derive(seed, purpose)
         random.seed(value)
@@ -42,6 +46,9 @@ def fenced(seed: int, purpose: str) -> Iterator[None]:
         finally:
             random.setstate(state[0])
             numpy.random.set_state(state[1])
+            torch.set_default_dtype(dtype)
+            if torch.get_num_threads() != threads:
+                torch.set_num_threads(threads)
 
 
 def uniform(numbers: torch.Tensor, draws: int) -> torch.Tensor:

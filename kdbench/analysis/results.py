@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from kdbench.errors import ConfigError, StoreError, did_you_mean
 from kdbench.files import read_json, read_records, read_table
 from kdbench.run import plans
-from kdbench.run.store import Store, train_seconds
+from kdbench.run.clock import train_seconds
+from kdbench.run.store import Store
 from kdbench.suite.external import ARM, CONTROL, Arm, External
 from kdbench.suite.matrix import CEILING
 
@@ -88,7 +89,8 @@ def _cell(store: Store, planned: dict[str, Any], environment: dict[str, Any]) ->
         entry.refuse_later()
         return facts | {"status": "missing", "path": entry.path}
     try:
-        entry.verified()
+        scores = [name for name in done["files"] if not name.startswith("model/")]  # a run looks at the weights
+        entry.verified(*scores)
         if done["status"] == "ok" and "results.json" not in done["files"]:
             raise StoreError(f"{entry.path}: DONE.json vouches for no results.json")
         metrics = read_metrics(entry.path) if done["status"] == "ok" else {}

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from kdbench.errors import Interrupted, StoreError
-from kdbench.run.jobs import Job
+from kdbench.run.job import Job
+from kdbench.run.store import Store
 
 ATTEMPTS = 3  # a job whose process dies is tried again; a crash loop ends here
 BUSY_WAIT_S = 2.0
@@ -21,7 +23,10 @@ class Listener(Protocol):
     """Whoever watches a run: the progress display, the MLflow exporter."""
 
     def event(self, job: Job, event: dict[str, Any]) -> None:
-        """Take one event of a job: started, stage, step, progress, finished, failed, busy, died, interrupted."""
+        """Take one event of a job: started, stage, step, progress, finished, failed, busy, died, interrupted; said.
+
+        `again` says that its input is made again before, which is one job more.
+        """
         ...
 
 
@@ -45,16 +50,25 @@ class Agenda:
         listeners: told of every event, in the parent's thread.
     """
 
-    def __init__(self, listeners: Sequence[Listener]):
-        self.listeners = listeners
+    def __init__(self, store: Store, listeners: Sequence[Listener]):
+        self.store, self.listeners = store, listeners
         self.outcome = Outcome()
         self.waiting: list[Job] = []
+        self.inputs: Mapping[str, Job] = {}
+        self.missing: dict[str, set[str]] = {}
         self.not_before: dict[str, float] = {}
         self.attempts: dict[str, int] = {}
 
-    def begin(self, jobs: Iterable[Job], done: dict[str, dict[str, Any]]) -> None:
-        """Take the jobs, inputs first; `done` holds those that were complete before."""
+    def begin(
+        self, jobs: Iterable[Job], done: dict[str, dict[str, Any]], inputs: Mapping[str, Job] | None = None
+    ) -> None:
+        """Take the jobs, inputs first; `done` holds those that were complete before.
+
+        Args:
+            inputs: by id, the jobs by which what is damaged can be made again.
+        """
         self.waiting = sorted(jobs, key=_priority)
+        self.inputs = inputs or {}
         self.outcome.done.update(done)
 
     def next_ready(self) -> Job | None:
@@ -66,12 +80,14 @@ class Agenda:
         return job
 
     def _is_ready(self, job: Job, now: float) -> bool:
-        return all(need in self.outcome.done for need in job.needs) and self.not_before.get(job.id, 0.0) <= now
+        needs = {*job.needs, *self.missing.get(job.id, ())}
+        return needs <= self.outcome.done.keys() and self.not_before.get(job.id, 0.0) <= now
 
     def drop_blocked(self) -> None:
         """Fail every job whose need has failed or diverged: it can never start."""
         for job in list(self.waiting):
-            broken = [need for need in job.needs if need in self.outcome.failed or not _usable(self.outcome, need)]
+            needs = (*job.needs, *self.missing.get(job.id, ()))
+            broken = [need for need in needs if need in self.outcome.failed or not _usable(self.outcome, need)]
             if broken:
                 self.waiting.remove(job)
                 reason = self.outcome.failed.get(broken[0], "it diverged")
@@ -80,6 +96,8 @@ class Agenda:
     def settle(self, job: Job, event: dict[str, Any]) -> None:
         """Note how a job ended, if the event says so, and tell the listeners."""
         kind = event["event"]
+        if kind == "failed" and self._mend(job, event):
+            return
         if kind == "finished":
             self.outcome.done[job.id] = event["done"]
         elif kind == "failed":
@@ -91,6 +109,19 @@ class Agenda:
             self.waiting.append(job)
         self.tell(job, event)
 
+    def _mend(self, job: Job, event: dict[str, Any]) -> bool:
+        """Where a job could not begin since an input is damaged: have that made again first, if it can be."""
+        need = event.get("damaged")
+        if need not in self.inputs or self.attempts.get(need, 0) >= ATTEMPTS:
+            return False
+        if self.outcome.done.pop(need, None):
+            self.attempts[need] = self.attempts.get(need, 0) + 1
+            self.waiting.insert(0, self.inputs[need])
+        self.missing.setdefault(job.id, set()).add(need)
+        self.waiting.append(job)
+        self.tell(job, {"event": "again", "message": f"{event['message']}; it is made again first"})
+        return True
+
     def try_again(self, job: Job, who: str, hint: str, how: str = "died") -> None:
         """Put a job whose process died, or was stopped as stalled, back in front, until it has done so too often."""
         self.attempts[job.id] = self.attempts.get(job.id, 0) + 1
@@ -98,7 +129,16 @@ class Agenda:
         if self.attempts[job.id] < ATTEMPTS:
             self.waiting.insert(0, job)
         else:
-            self.fail(job, f"its worker {how} {ATTEMPTS} times ({hint})")
+            reason = f"its worker {how} {ATTEMPTS} times ({hint})"
+            self._store_failure(job, reason)
+            self.fail(job, reason)
+
+    def _store_failure(self, job: Job, reason: str) -> None:
+        """Keep why a job was given up, as a result; its checkpoints stay, and the next run goes on from them."""
+        entry = self.store.entry(job.kind, job.key)
+        with suppress(StoreError, OSError), entry.locked():  # who holds it is making it again
+            if entry.state() == "unfinished":
+                entry.commit("failed", {}, keep=True, reason=reason)
 
     def fail(self, job: Job, reason: str) -> None:
         """Note that a job cannot be made, and say why."""

@@ -120,8 +120,9 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _parameters(store: Store, model: Any) -> str:
     """Return how large a teacher is that no plan names."""
-    count = _json(store.entry("models", model).path / DONE).get("parameters") if str(model).isalnum() else None
-    return f"{count:,} parameters" if count else f"model {model}"
+    known = isinstance(model, str) and model.isalnum()  # of what was set aside the inputs may stand where it was
+    count = _json(store.entry("models", model).path / DONE).get("parameters") if known else None
+    return f"{count:,} parameters" if isinstance(count, int) else f"model {model}" if model else "?"
 
 
 def _busy(store: Store, key: str, uses: Iterable[_Use]) -> bool:

@@ -8,26 +8,41 @@ from __future__ import annotations
 import errno
 import re
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from kdbench.distill import checkpoint
 from kdbench.errors import ConfigError, Diverged, Interrupted, OutOfMemory, StoreError
 from kdbench.files import read_json
+from kdbench.run.clock import Clock
 from kdbench.run.makers import MAKERS
-from kdbench.run.store import INPUTS, Clock, Store
+from kdbench.run.store import INPUTS, Store
 from kdbench.run.work import Hooks, Work
 
 # The disk is full, over quota, read-only or broken, or the file is larger than is allowed.
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
 
 
+class Damaged(StoreError):
+    """An input is damaged, or gone; once it is made again, the job can be.
+
+    Attributes:
+        need: the input's job id.
+    """
+
+    def __init__(self, message: str, need: str):
+        super().__init__(message)
+        self.need = need
+
+
 def execute(store: Store, job: dict[str, Any], hooks: Hooks) -> dict[str, Any]:
     """Make the entry of a job unless it is complete; return its DONE.json.
 
-    Divergence and failure are results: they are committed as such. A damaged input is set aside and named.
+    Divergence and failure are results: they are committed as such. What is damaged is set aside and said.
 
     Raises:
         Busy: another process is making it.
+        Damaged: an input is; it has been set aside.
         Interrupted: stopped on request, after saving.
         ConfigError, StoreError: what the user can mend.
     """
@@ -38,10 +53,11 @@ def execute(store: Store, job: dict[str, Any], hooks: Hooks) -> dict[str, Any]:
             if entry.is_whole():
                 entry.drop_checkpoints()
                 return done
-            entry.set_aside()
+            _say(hooks, entry.set_aside())
         for need in job["needs"]:
             _verify(store, need)
-        entry.begin(job["inputs"])
+        if aside := entry.begin(job["inputs"]):
+            _say(hooks, aside)
         clock = Clock()
         work = Work(store, entry, job["inputs"], job["context"], hooks, clock)
         try:
@@ -63,6 +79,10 @@ def execute(store: Store, job: dict[str, Any], hooks: Hooks) -> dict[str, Any]:
         return entry.done() or {}
 
 
+def _say(hooks: Hooks, aside: Path) -> None:
+    hooks.emit({"event": "said", "message": f"was damaged, and is made again (set aside as {aside.name})"})
+
+
 def _is_of_the_disk(error: Exception) -> bool:
     """Whether the disk is full, read-only or broken; safetensors gives the number as text."""
     if isinstance(error, OSError):
@@ -73,7 +93,7 @@ def _is_of_the_disk(error: Exception) -> bool:
 
 @lru_cache(maxsize=64)
 def _verify(store: Store, need: str) -> None:
-    """Check an input's sha256 sums once a worker; set it aside if damaged, so that the next run makes it again.
+    """Check an input's sha256 sums once a worker; set it aside if damaged, so that it is made again.
 
     With a text comes its tokenizer, which whoever reads the text reads too.
     """
@@ -85,7 +105,7 @@ def _verify(store: Store, need: str) -> None:
             if entry.is_whole():
                 return
             if entry.state() in ("ok", "damaged"):
-                raise StoreError(f"{error} (set aside as {entry.set_aside().name})") from None
-        raise
+                raise Damaged(f"{error} (set aside as {entry.set_aside().name})", need) from None
+        raise Damaged(str(error), need) from None
     if need.startswith("texts/"):
         _verify(store, f"tokenizers/{read_json(entry.path / INPUTS)['tokenizer']}")

@@ -12,7 +12,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -179,7 +179,7 @@ class RayPool(Agenda):
         folders: Sequence[Path],
         listeners: Sequence[Listener],
     ):
-        super().__init__(listeners)
+        super().__init__(store, listeners)
         self.placement, self.ray, self.store = placement, placement.ray, store
         self.limit = count if count < placement.slots else math.inf
         root = store.root.resolve()
@@ -195,15 +195,17 @@ class RayPool(Agenda):
         self.started: set[str] = set()
         self.stop_code, self.stopped_at, self.forced = 0, 0.0, False
 
-    def run(self, jobs: Iterable[Job], done: dict[str, dict[str, Any]]) -> Outcome:
-        """Make every job, each after those it needs; `done` holds those that were complete before.
+    def run(
+        self, jobs: Iterable[Job], done: dict[str, dict[str, Any]], inputs: Mapping[str, Job] | None = None
+    ) -> Outcome:
+        """Make every job, each after those it needs; see `begin`.
 
         Raises:
             Interrupted: on SIGINT or SIGTERM, after the jobs have saved; a second signal ends them at once.
         """
         jobs = list(jobs)
         _check_room(self.ray, jobs, self.settings["threads"], bool(self.placement.gpus))
-        self.begin(jobs, done)
+        self.begin(jobs, done, inputs)
         probe = Path(self.settings["probe"])
         atomic_write(probe, b"")
         self.board = self._pinned_board()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from kdbench.run.clock import PEAK_GPU
 from kdbench.run.jobs import Job
 from kdbench.run.orchestrate import Plan
 from kdbench.run.predict import peak_bytes
-from kdbench.run.store import PEAK_GPU
 
 GPU_SHARE = 0.9  # of the memory that is free before the run: an estimate is one
 CONTEXT_BYTES = 700 * 2**20  # of a process on a GPU before any tensor: its context and libraries

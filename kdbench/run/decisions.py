@@ -7,8 +7,9 @@ from typing import Any
 
 from kdbench.errors import StoreError
 from kdbench.files import digest, read_json, write_json
+from kdbench.run.clock import Clock
 from kdbench.run.job import KEY_LENGTH
-from kdbench.run.store import Clock, Store
+from kdbench.run.store import Store
 
 KIND = "choices"
 

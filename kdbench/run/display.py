@@ -13,8 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from kdbench.distill import jumps
 from kdbench.distill.accuracy import in_words
 from kdbench.distill.checkpoint import DAMAGED
+from kdbench.run.clock import train_seconds
 from kdbench.run.jobs import Job
-from kdbench.run.store import train_seconds
 
 WINDOW = 20
 Foreseen = Callable[[Set[str], float], float | None]
@@ -67,7 +67,9 @@ class Display:
                 self.tasks[job.id] = self.progress.add_task(job.title, total=None, note="")
         elif kind in ("step", "progress", "stage"):
             self._advance(job, event)
-        elif kind in ("finished", "failed", "busy", "interrupted", "died"):
+        elif kind == "said":
+            self._print(f"{job.title} {event['message']}")
+        elif kind in ("finished", "failed", "busy", "interrupted", "died", "again"):
             if job.id in self.tasks:
                 self.progress.remove_task(self.tasks.pop(job.id))
             self._say(job, event)
@@ -90,13 +92,18 @@ class Display:
             self.progress.update(task, completed=event["step"], total=event["total"], note=note)
 
     def _say(self, job: Job, event: dict[str, Any]) -> None:
+        if event["event"] == "again":
+            self.total += 1
         if event["event"] in ("finished", "failed"):
             self.finished += 1
             self.ended.add(job.id)
         line = f"[{self.finished}/{self.total}] {job.title}: {_ending(event)}"
         if left := self._left():
             line += f" · {left} left"
-        self.progress.update(self.overall, completed=self.finished, note=self._left())
+        self.progress.update(self.overall, completed=self.finished, total=self.total, note=self._left())
+        self._print(line)
+
+    def _print(self, line: str) -> None:
         self.progress.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def _left(self) -> str:
@@ -111,8 +118,8 @@ class Display:
 
 def _ending(event: dict[str, Any]) -> str:
     if event["event"] != "finished":
-        said = {"busy": "waits, another process makes it", "died": event["message"]}  # which says how
-        return said.get(event["event"], f"{event['event']}: {event['message']}")
+        kind, message = event["event"], event["message"]
+        return {"busy": f"waits: {message}", "died": message, "again": message}.get(kind, f"{kind}: {message}")
     done = event["done"]
     words = [done["status"] if done["status"] == "ok" else f"{done['status']}: {done.get('reason', '')}"]
     if "final_loss" in done:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,8 +23,11 @@ def lock_path(folder: Path) -> Path:
 
 
 @contextmanager
-def locked(folder: Path, wait_s: float = 0.0) -> Iterator[None]:
+def locked(folder: Path, wait_s: float = 0.0, holder: Callable[[], str] = lambda: "another process") -> Iterator[None]:
     """Hold a folder's lock; it is freed at once when its holder dies.
+
+    Args:
+        holder: says who seems to hold it, if it cannot be had.
 
     Raises:
         Busy: when another process holds it for longer than `wait_s`.
@@ -35,7 +38,7 @@ def locked(folder: Path, wait_s: float = 0.0) -> Iterator[None]:
         folder.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=wait_s)
     except Timeout:
-        raise Busy(f"{folder} is being made by another process") from None
+        raise Busy(f"{folder} is being made by {holder()}") from None
     except OSError as error:
         raise StoreError(f"cannot lock {lock_path(folder)}: {error.strerror or error}") from error
     try:

@@ -259,7 +259,7 @@ def run(
         plan.planner.reach(jobs)
         common = (store, workers, plan.suite.threads, user_folders(), listeners)
         pool = placement.pool(*common) if placement else Pool(*common, patience_s)
-        outcome = pool.run(jobs, plan.done)
+        outcome = pool.run(jobs, plan.done, plan.planner.jobs)
     for key, reason in absent.items():
         outcome.failed[key] = reason
         for listener in listeners:

@@ -19,8 +19,9 @@ from kdbench.distill.timing import collect
 from kdbench.errors import ConfigError
 from kdbench.registry import objective
 from kdbench.run import orchestrate
+from kdbench.run.clock import Clock
 from kdbench.run.jobs import Job
-from kdbench.run.store import Clock, Entry, Store
+from kdbench.run.store import Entry, Store
 from kdbench.run.work import Hooks, Work
 
 WARM_STEPS = 3  # allocators, kernels and file caches settle; these steps are not counted

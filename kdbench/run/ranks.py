@@ -20,7 +20,7 @@ from kdbench import errors, failpoints, signals
 from kdbench.distill import checkpoint, memory, models
 from kdbench.errors import ConfigError, Diverged, Interrupted, KdbenchError
 from kdbench.registry import user_folders
-from kdbench.run.store import Clock
+from kdbench.run.clock import Clock
 from kdbench.run.work import Hooks, Work
 
 POLL_S = 0.2

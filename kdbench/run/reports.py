@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from kdbench.errors import StoreError
-from kdbench.files import SUM, is_broken, read_json, sealed, sha256_file, write_json
+from kdbench.files import SUM, is_broken, read_json, sealed, sha256_file, write_json, writing
 from kdbench.run import locks
 
 FILE = "report/made_from.json"
@@ -34,10 +34,8 @@ def withdraw(folder: Path) -> None:
     Raises:
         StoreError: the folder cannot be written.
     """
-    try:
+    with writing(folder / FILE):
         (folder / FILE).unlink(missing_ok=True)
-    except OSError as error:
-        raise StoreError(f"cannot write {folder / FILE}: {error.strerror or error}") from error
 
 
 def vouch(folder: Path, source: str, files: Iterable[Path]) -> None:

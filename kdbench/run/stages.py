@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 
 from kdbench.errors import Interrupted
-from kdbench.run import cluster, crew, equal_time, orchestrate, predict, quota, tuning
+from kdbench.run import cluster, crew, equal_time, mend, orchestrate, predict, quota, tuning
 from kdbench.run.agenda import Outcome
 from kdbench.run.display import Display
 from kdbench.run.exporter import Exporter
@@ -100,7 +100,7 @@ class _Run:
 
     def run(self) -> Ran:
         order = self.order
-        plan = order.plan()
+        plan = self._whole(order.plan())
         jobs = plan.to_run(order.only)
         quota.check(plan.suite.teacher.max_gb, caches(plan, jobs), order.store)
         order.store.prepare()
@@ -112,6 +112,13 @@ class _Run:
             raise
         self._conclude(plan)
         return self.ran
+
+    def _whole(self, plan: orchestrate.Plan) -> orchestrate.Plan:
+        """Set aside what is damaged of the finished cells; return the plan as it then stands."""
+        said = mend.set_aside([cell for cell in plan.cells if cell.state in orchestrate.FINAL], self.order.store)
+        for line in said:
+            self._say(line)
+        return self.order.plan() if said else plan
 
     def _stages(self, plan: orchestrate.Plan, jobs: list[Job]) -> orchestrate.Plan:
         """Run the jobs, then what waits for them; return the plan as it then stands."""

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import shutil
+import socket
 import stat
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,16 +33,17 @@ from kdbench.files import (
     sync_file,
     sync_folder,
     write_json,
+    writing,
 )
 from kdbench.run import locks
+from kdbench.run.clock import are_numbers
 
 KINDS = ("tokenizers", "texts", "models", "teacher_texts", "teacher_cache", "tasks", "cells", "choices")
 DONE, INPUTS, CHECKPOINTS = "DONE.json", "inputs.json", "ckpt"
 FORMAT, LATER = 1, "later"
-PEAK_GPU = "peak_gpu_mib"  # in a cell's timing, where a GPU was used
 ATTEMPTS = "attempts"  # how often work on an entry was begun; beside the checkpoints, since it is no part of a result
-LEAVINGS = ".tmp*"  # of a process that was killed while it wrote: ours, and those of safetensors
-MOST = 1e15  # of what is timed or counted; NaN is not below it either
+LEAVINGS = re.compile(r"\.tmp(-\d+-\w+|\w{6})")  # of a process that was killed while it wrote; safetensors' are short
+PARTS = ("teacher_cache",)  # kinds whose makers go on from the files that are whole
 STATUSES = ("ok", "diverged", "failed")
 
 
@@ -54,14 +54,22 @@ class Store:
     root: Path
 
     def prepare(self) -> None:
-        """Make the folder and prove that it can be written.
+        """Make the folder and prove that it and what is in it can be written, before hours are spent on it.
 
         Raises:
-            StoreError: when it cannot.
+            StoreError: when it cannot, or a folder of ours is a symlink, which `gc` and `doctor` would not follow.
         """
-        probe = self.root / f"{TEMPORARY}probe-{os.getpid()}-{secrets.token_hex(4)}"
-        atomic_write(probe, b"")
-        probe.unlink()
+        for name in ("", *KINDS, "suites"):
+            folder = self.root / name
+            if name and folder.is_symlink():
+                raise StoreError(
+                    f"{folder} is a symlink, and nothing is written through one; move what it leads to here, or keep "
+                    "the whole results folder there (--results-dir)"
+                )
+            if not name or os.path.lexists(folder):
+                probe = folder / f"{TEMPORARY}probe-{os.getpid()}-{secrets.token_hex(4)}"
+                atomic_write(probe, b"")
+                probe.unlink()
 
     def entry(self, kind: str, key: str) -> Entry:
         """Return the entry of a key; it need not exist."""
@@ -103,7 +111,7 @@ class Entry:
         try:
             done = read_json(path)
             whole = done["format"] == FORMAT and done["key"] == self.key and done["status"] in STATUSES
-            whole = whole and not is_broken(done) and _are_numbers(done["timing"])
+            whole = whole and not is_broken(done) and are_numbers(done["timing"])
             whole = whole and all(self._is_there(name, listed) for name, listed in done["files"].items())
         except (StoreError, OSError, KeyError, TypeError, ValueError, AttributeError):
             return None
@@ -111,10 +119,10 @@ class Entry:
 
     def _is_there(self, name: str, listed: dict[str, Any]) -> bool:
         """Whether a file that DONE.json lists lies inside the entry, with its size."""
-        inside = not os.path.isabs(name) and ".." not in name.split("/")
         found = (self.path / name).stat()
         ordinary = stat.S_ISREG(found.st_mode)  # a pipe would be waited for
-        return inside and ordinary and isinstance(listed["sha256"], str) and found.st_size == listed["bytes"]
+        fits = isinstance(listed["sha256"], str) and found.st_size == listed["bytes"]
+        return _is_inside(name) and ordinary and fits
 
     def verified(self, *names: str) -> dict[str, Any]:
         """Return DONE.json after checking the sha256 of every file, or of `names` alone.
@@ -142,10 +150,15 @@ class Entry:
 
     def is_whole(self, except_in: str | None = None) -> bool:
         """Whether the entry is complete and every file's sha256 is right; the folder `except_in` is not read."""
+        return self.damaged(except_in) == []
+
+    def damaged(self, except_in: str | None = None) -> list[str] | None:
+        """Return the files whose sha256 is not right; None where the entry is not complete."""
         done = self.done()
-        listed = {} if done is None else done["files"]
-        read = (name for name in listed if name.split("/")[0] != except_in)
-        return done is not None and all(self._verifies(name, listed[name]) for name in read)
+        if done is None:
+            return None
+        read = (name for name in done["files"] if name.split("/")[0] != except_in)
+        return [name for name in read if not self._verifies(name, done["files"][name])]
 
     def state(self) -> str:
         """Return `new`, `unfinished`, `damaged`, or the status in DONE.json: `ok`, `diverged`, `failed`.
@@ -182,23 +195,35 @@ class Entry:
 
     def locked(self, wait_s: float = 0.0) -> AbstractContextManager[None]:
         """Hold the entry's lock, as `locks.locked` does."""
-        return locks.locked(self.path, wait_s)
+        return locks.locked(self.path, wait_s, self._maker)
 
-    def begin(self, inputs: dict[str, Any]) -> None:
-        """Prepare for writing, under the lock: set damaged or failed leavings aside, write down what is made."""
+    def begin(self, inputs: dict[str, Any]) -> Path | None:
+        """Prepare for writing, under the lock: write down what is made, and by whom.
+
+        Returns:
+            Where what was damaged now lies, if anything was.
+        """
         state, before = self.state(), self._attempts()
-        failpoints.hit("begin")
         self.refuse_later()
-        if state == "damaged" or self._leads_elsewhere():
-            self.set_aside()
-        elif state == "failed":
-            (self.path / DONE).unlink()
-        self.path.mkdir(parents=True, exist_ok=True)
-        for stale in self.path.rglob(LEAVINGS):
-            is_folder = stale.is_dir() and not stale.is_symlink()
-            shutil.rmtree(stale) if is_folder else stale.unlink(missing_ok=True)
-        write_json(self.path / INPUTS, inputs)
-        atomic_write(self.checkpoints / ATTEMPTS, f"{before + 1}\n")
+        with writing(self.path):
+            failpoints.hit("begin")
+            aside = self.set_aside() if state == "damaged" or self._leads_elsewhere() else None
+            self.path.mkdir(parents=True, exist_ok=True)
+            for stale in self.path.rglob(".tmp*"):
+                if LEAVINGS.fullmatch(stale.name) and not stale.is_dir():
+                    stale.unlink(missing_ok=True)
+            atomic_write(self.checkpoints / ATTEMPTS, f"{before + 1} {socket.gethostname()} {os.getpid()}\n")
+            (self.path / DONE).unlink(missing_ok=True)  # of a failure
+            write_json(self.path / INPUTS, inputs)
+        return aside
+
+    def _maker(self) -> str:
+        """Return who makes the entry, as far as that is known."""
+        try:
+            _, host, process = read_text(self.checkpoints / ATTEMPTS).split()
+        except (OSError, ValueError):
+            return "another process"
+        return f"process {process} on {host}"
 
     def _leads_elsewhere(self) -> bool:
         """Whether what is written here may land outside the store: nothing of ours is a symlink."""
@@ -207,33 +232,56 @@ class Entry:
     def _attempts(self) -> int:
         """Return how often work on the entry was begun; what was set aside or finished well does not count."""
         try:
-            return int(read_text(self.checkpoints / ATTEMPTS))
-        except (OSError, ValueError):
+            return int(read_text(self.checkpoints / ATTEMPTS).split()[0])
+        except (OSError, ValueError, IndexError):
             done = self.done() or {}
             timing = done.get("timing") if done.get("status") == "failed" else None
             return int(timing.get(ATTEMPTS, 0)) if isinstance(timing, dict) else 0
 
     def set_aside(self) -> Path:
-        """Rename a damaged entry out of the way and return its new path."""
+        """Rename what is damaged out of the way and return its new path.
+
+        That is the entry; or, where its maker goes on from the files that are whole, DONE.json and the other files.
+        """
         number = 1
         while (target := self.path.with_name(f"{self.key}.corrupt-{number}")).exists():
             number += 1
-        failpoints.hit("set_aside")
-        os.replace(self.path, target)
+        names = self._hurt()
+        with writing(target):
+            failpoints.hit("set_aside")
+            if not names:
+                os.replace(self.path, target)
+            for name in names:  # DONE.json first: without it the entry is unfinished, and its maker looks at every file
+                (target / name).parent.mkdir(parents=True, exist_ok=True)
+                os.replace(self.path / name, target / name)
         return target
 
-    def commit(self, status: str, timing: dict[str, Any], **facts: Any) -> None:
+    def _hurt(self) -> list[str]:
+        """Return DONE.json and the damaged files that are there; nothing if the whole entry is to go."""
+        if self.path.parent.name not in PARTS or self._leads_elsewhere():
+            return []
+        try:
+            done = read_json(self.path / DONE)
+            listed = {} if is_broken(done) else done["files"]
+            there = [name for name in listed if _is_inside(name) and (self.path / name).is_file()]
+            return [DONE, *(name for name in there if not self._verifies(name, listed[name]))]
+        except (StoreError, OSError, KeyError, TypeError, AttributeError):
+            return []
+
+    def commit(self, status: str, timing: dict[str, Any], keep: bool = False, **facts: Any) -> None:
         """Sum up the files, write DONE.json, by which the entry is complete, and drop the checkpoints.
+
+        Files whose names begin with a dot are no part of it: they are an editor's, or the system's.
 
         Args:
             status: `ok`, `diverged` or `failed`.
             timing: wall-clock facts; they are kept apart from what is compared. How often work was begun joins them.
+            keep: leave the checkpoints, from which the next attempt may go on.
             facts: anything else that is known, such as the reason of a failure.
         """
         timing = timing | {ATTEMPTS: self._attempts()}
         failpoints.hit("commit")
-        found = (path for path in self.path.rglob("*") if path.is_file() and path.name != DONE)
-        files = sorted(path for path in found if self.checkpoints not in path.parents)
+        files = sorted(path for path in self.path.rglob("*") if path.is_file() and self._is_part(path))
         self._sync(files)
         listed = {
             path.relative_to(self.path).as_posix(): {"sha256": sha256_file(path), "bytes": path.stat().st_size}
@@ -243,7 +291,13 @@ class Entry:
         done = sealed(json.loads(json.dumps(done)))  # the sum of what a reader will find: keys are words there
         failpoints.hit("done")
         write_json(self.path / DONE, done)
-        self.drop_checkpoints()
+        if not keep:
+            self.drop_checkpoints()
+
+    def _is_part(self, path: Path) -> bool:
+        """Whether a file that lies here belongs to what is completed."""
+        parts = path.relative_to(self.path).parts
+        return parts[0] not in (DONE, CHECKPOINTS) and not any(part.startswith(".") for part in parts)
 
     def drop_checkpoints(self) -> None:
         """Remove what a complete entry needs no more; what a crash just after DONE.json has left goes the next time."""
@@ -259,63 +313,6 @@ class Entry:
             sync_folder(folder)
 
 
-def _are_numbers(timing: dict[str, Any]) -> bool:
-    """Whether all values are numbers that a clock or a counter may show, or dicts of such."""
-    return all(
-        _are_numbers(value) if isinstance(value, dict) else isinstance(value, int | float) and abs(value) < MOST
-        for value in timing.values()
-    )
-
-
-def train_seconds(done: dict[str, Any]) -> float | None:
-    """Return the seconds of a whole training, from DONE.json.
-
-    One that was resumed timed its last part alone: from that the whole is worked out. None where no step was timed.
-    """
-    timing = done["timing"]
-    took, timed, steps = timing.get("train_s"), timing.get("train_steps"), done.get("steps")
-    if not took or timed == 0:
-        return None
-    return round(took * steps / timed, 3) if timed and steps else took
-
-
-class Clock:
-    """Wall-clock facts of one job: a start as Unix time, durations from the monotonic clock."""
-
-    def __init__(self) -> None:
-        self.started_at = round(time.time(), 3)
-        self._start = time.monotonic()
-        self.parts: dict[str, float] = {}
-        self.counts: dict[str, int] = {}
-
-    @contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        """Add the seconds spent inside to `name`."""
-        begin = time.monotonic()
-        try:
-            yield
-        finally:
-            self.parts[name] = round(self.parts.get(name, 0.0) + time.monotonic() - begin, 3)
-
-    def count(self, name: str) -> None:
-        """Add one to `name`: of what was timed, since a job that goes on from a checkpoint times only the rest."""
-        self.counts[name] = self.counts.get(name, 0) + 1
-
-    def facts(self) -> dict[str, Any]:
-        """Return everything, with the process's peak memory in MiB as the OS sees it."""
-        import resource
-
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        total = round(time.monotonic() - self._start, 3)
-        facts = {"started_at": self.started_at, "wall_s": total, **self.parts, **self.counts}
-        return facts | {"peak_rss_mib": round(peak)} | _gpu_peak()
-
-
-def _gpu_peak() -> dict[str, int]:
-    """Return the most MiB of a GPU that torch has held in this process since the last question; {} where none was."""
-    torch = sys.modules.get("torch")  # nothing is imported for this
-    if torch is None or not torch.cuda.is_initialized():
-        return {}
-    peak = torch.cuda.max_memory_reserved()
-    torch.cuda.reset_peak_memory_stats()
-    return {PEAK_GPU: round(peak / 2**20)}
+def _is_inside(name: str) -> bool:
+    """Whether a path in DONE.json stays in its entry."""
+    return not os.path.isabs(name) and ".." not in name.split("/")

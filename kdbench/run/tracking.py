@@ -23,8 +23,9 @@ from filelock import FileLock
 from kdbench import failpoints, telemetry
 from kdbench.errors import KdbenchError
 from kdbench.files import read_json, read_records
+from kdbench.run.clock import train_seconds
 from kdbench.run.locks import held
-from kdbench.run.store import Store, train_seconds
+from kdbench.run.store import Store
 from kdbench.run.tuning_words import in_words
 from kdbench.suite.external import ARM, CONTROL
 from kdbench.suite.matrix import point_title, title
@@ -33,6 +34,7 @@ BATCH = 1000
 TAGS = 90  # verdicts; MLflow takes 100 tags at once
 FILES = ("inputs.json", "results.json", "samples.parquet", "judged.parquet", "tokens.parquet", "metrics.jsonl")
 REPORT = "report"  # the folder of a report's pictures and numbers
+LOCK_S = 60.0  # an export takes a second
 LOCK, ARTEFACTS = ".mlflow.lock", "mlartifacts"  # in the results folder
 MOVED = """
 SELECT 1 FROM experiments WHERE artifact_location <> moved(artifact_location)
@@ -99,7 +101,7 @@ def prepare_database(store: Store) -> None:
     """
     root = store.root.resolve()
     path = root / "mlflow.db"
-    with FileLock(store.root / LOCK):
+    with FileLock(store.root / LOCK, timeout=LOCK_S):
         if path.exists():
             _move_along(path, f"{root.as_uri()}/{ARTEFACTS}/")
             return
@@ -152,7 +154,7 @@ class Mirror:
             prepare_database(store)
         self.client = mlflow.MlflowClient(self.uri)
         # Keeps other processes out, which may have the same cell to write; a store on a read-only disk has none.
-        self.alone = FileLock(store.root / LOCK) if os.access(store.root, os.W_OK) else nullcontext()
+        self.alone = FileLock(store.root / LOCK, timeout=LOCK_S) if os.access(store.root, os.W_OK) else nullcontext()
         with self.alone:
             self.experiment = self._experiment()
         self.runs: dict[str, str] = {}

@@ -106,7 +106,7 @@ def _remove(store: Store, folder: Path) -> bool:
     if folder.name == CHECKPOINTS:
         entry = Entry(folder.parent)
         with entry.locked():
-            if entry.done() is None:
+            if not _is_over(entry):
                 return False
             entry.drop_checkpoints()
             return True
@@ -199,7 +199,7 @@ def _leavings(store: Store) -> Iterator[tuple[Path, str]]:
         if place.is_symlink() or not place.is_dir():
             continue
         deep = place.parent.name in KINDS and place.parent.parent == store.root
-        if deep and Entry(place).checkpoints.is_dir() and Entry(place).done():
+        if deep and Entry(place).checkpoints.is_dir() and _is_over(Entry(place)):
             yield Entry(place).checkpoints, "checkpoints of what is complete"
         for path in files(place) if deep or place.parent == store.root / "suites" else place.iterdir():
             if path.is_symlink():
@@ -208,6 +208,12 @@ def _leavings(store: Store) -> Iterator[tuple[Path, str]]:
                 yield path, "left by a process that was killed"
             elif path.is_dir() and path.parent.name in KINDS and GONE_NAME.fullmatch(path.name):
                 yield path, "its removal was cut off"
+
+
+def _is_over(entry: Entry) -> bool:
+    """Whether nobody will go on from an entry's checkpoints."""
+    done = entry.done()
+    return done is not None and done["status"] != "failed"
 
 
 def _names(folder: Path) -> list[str]:

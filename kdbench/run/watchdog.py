@@ -1,7 +1,8 @@
 """Notice a job that hangs: no sign of life for longer than its own pace allows.
 
 A sign of life is an event of the job (a step, a shard, a stage, a forward pass of an examination), or, while its pace
-is not known yet, work of its process: a first step, a download or a large text may take long, and yet go on.
+is not known yet, work of its process: a first step, a download or a large text may take long, and yet go on. Not for
+ever: what works WORKS times as long as it may be silent, without one event, turns round and round.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 FLOOR_S = 900.0  # nobody is called hung before
 PACES = 50  # median steps or shards
+WORKS = 24
 MEASURED = 3  # steps or shards by which a pace is known
 BUSY = 0.005  # share of one core by which a process counts as working; a slow download takes as little
 TICKS_S = 0.05  # that much says nothing: the system counts in hundredths
@@ -46,7 +48,7 @@ class Watch:
         self.stage, self.step = "", 0
         self.gaps: deque[float] = deque(maxlen=200)
         self.stepped: float | None = None
-        self.looked = self.last = clock()
+        self.looked = self.last = self.heard = clock()
         self.used_s: float | None = None  # at the last sign of life; None until it is looked up
 
     def see(self, event: dict[str, Any]) -> None:
@@ -59,7 +61,8 @@ class Watch:
             if self.stepped is not None:
                 self.gaps.append(now - self.stepped)
             self.stepped, self.step = now, event.get("step", event.get("done", 0))
-        self.last, self.used_s = now, None
+        self.last = self.heard = now
+        self.used_s = None
 
     @property
     def limit_s(self) -> float:
@@ -76,15 +79,20 @@ class Watch:
             self.used_s = self.cpu_s()
         if silent_s <= self.limit_s:
             return ""
-        if away_s > AWAY_S or (len(self.gaps) < MEASURED and self._worked(silent_s)):
+        if away_s > AWAY_S:
+            self.heard = now
+        unheard_s = now - self.heard
+        at_work = len(self.gaps) < MEASURED and unheard_s <= WORKS * self.limit_s and self._worked(silent_s)
+        if away_s > AWAY_S or at_work:
             self.last, self.used_s = now, None
             return ""
-        return f"no sign of life for {silent_s:,.0f} s, {self._where()}"
+        return f"no sign of life for {unheard_s:,.0f} s, {self.where()}"
 
     def _worked(self, silent_s: float) -> bool:
         return self.cpu_s() - (self.used_s or 0.0) > max(TICKS_S, BUSY * silent_s)
 
-    def _where(self) -> str:
+    def where(self) -> str:
+        """Return in words how far the job had come."""
         stage = f"in stage {self.stage!r}" if self.stage else "in no named stage"
         return f"{stage} after step {self.step}" if self.step else f"{stage}, before any step"
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from kdbench.distill import models
 from kdbench.errors import Interrupted
-from kdbench.run.store import Clock, Entry, Store
+from kdbench.run.clock import Clock
+from kdbench.run.store import Entry, Store
 
 
 @dataclass(frozen=True)

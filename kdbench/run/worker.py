@@ -93,7 +93,7 @@ def serve(
     """Run one job and return how it ended, as an event."""
     from kdbench.distill import models
     from kdbench.errors import Interrupted, KdbenchError
-    from kdbench.run.cell import execute
+    from kdbench.run.cell import Damaged, execute
     from kdbench.run.locks import Busy
     from kdbench.run.work import Hooks
 
@@ -101,8 +101,10 @@ def serve(
     models.allow_tf32(job["inputs"])
     try:
         return {"event": "finished", "done": execute(store, job, hooks)}
+    except Damaged as error:
+        return {"event": "failed", "message": str(error), "exit_code": error.exit_code, "damaged": error.need}
     except Busy as error:
-        return {"event": "busy", "message": f"{error}; this run goes on without it"}
+        return {"event": "busy", "message": str(error)}
     except Interrupted as error:
         return {"event": "interrupted", "message": str(error)}
     except KdbenchError as error:

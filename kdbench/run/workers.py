@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ class Worker:
             )
         self.number, self.log = number, log
         self.job: Job | None = None
-        self.watch: Watch | None = None
+        self.watch = Watch(None, cpu_of(self.process.pid))  # a start may hang too
         self.stalled = ""
         self.ready = False
         self._rest = b""
@@ -120,7 +120,7 @@ class Pool(Agenda):
         listeners: Sequence[Listener],
         patience_s: float | None = None,
     ):
-        super().__init__(listeners)
+        super().__init__(store, listeners)
         self.patience_s = patience_s
         self.store, self.threads, self.folders, self.count = store, threads, folders, count
         self.workers: list[Worker] = []
@@ -128,13 +128,15 @@ class Pool(Agenda):
         self.stop_code, self.stopping, self.forced = 0, False, False
         self.grace: threading.Timer | None = None
 
-    def run(self, jobs: Iterable[Job], done: dict[str, dict[str, Any]]) -> Outcome:
-        """Make every job, each after those it needs; `done` holds those that were complete before.
+    def run(
+        self, jobs: Iterable[Job], done: dict[str, dict[str, Any]], inputs: Mapping[str, Job] | None = None
+    ) -> Outcome:
+        """Make every job, each after those it needs; see `begin`.
 
         Raises:
             Interrupted: on SIGINT or SIGTERM, after the workers have saved; a second signal ends them at once.
         """
-        self.begin(jobs, done)
+        self.begin(jobs, done, inputs)
         with Signals(self._on_signal):
             try:
                 for number in range(min(self.count, len(self.waiting))):
@@ -190,7 +192,7 @@ class Pool(Agenda):
             worker.ready = True
             return
         job = worker.job
-        assert job and worker.watch
+        assert job
         worker.watch.see(event)
         if event["event"] in ENDINGS:
             worker.job = None
@@ -200,7 +202,8 @@ class Pool(Agenda):
     def _stop_stalled(self) -> None:
         """Stop workers whose job gives no sign of life; what they held is tried again like that of any dead one."""
         for worker in self.workers:
-            if worker.job and worker.watch and not worker.stalled and (silence := worker.watch.silence()):
+            busy = worker.job or not worker.ready
+            if busy and not worker.stalled and (silence := worker.watch.silence()):
                 worker.stop_stalled(silence)
 
     def _bury(self, worker: Worker) -> None:
@@ -211,6 +214,7 @@ class Pool(Agenda):
         job, code = worker.job, worker.process.returncode
         if job is not None:
             hint = "killed, perhaps out of memory" if code == -signal.SIGKILL else f"exit code {code}"
+            hint += f", {worker.watch.where()}"
             hint, how = (worker.stalled, "stalled") if worker.stalled else (hint, "died")
             self.try_again(job, f"worker {worker.number}", f"{hint}; log: {worker.log}", how)
         elif not worker.ready:

@@ -17,7 +17,7 @@ import pytest
 
 from kdbench import failpoints
 from kdbench.errors import StoreError
-from kdbench.files import atomic_write
+from kdbench.files import SUM, atomic_write
 from kdbench.run.display import _ending
 from kdbench.run.store import Store
 from tests.faults.house import files_of, link_tree, make
@@ -61,6 +61,20 @@ def test_a_flipped_bit_anywhere_is_found_before_use(copy, house, record_property
         assert entry.verified()
     record_property("tried", times)
     assert times > 150
+
+
+@pytest.mark.fault("C5", "every seventh bit of a cell's DONE.json: refused, or it says the same")
+def test_a_flipped_bit_of_done_json_never_says_anything_else(copy, house, record_property):
+    entry = copy.entry("cells", house.job("kl").key)
+    path, told = entry.path / "DONE.json", entry.done()
+    content, whole = path.read_bytes(), {name: value for name, value in told.items() if name != SUM}
+    for bit in range(0, 8 * len(content), 7):
+        bad = bytearray(content)
+        bad[bit // 8] ^= 1 << bit % 8
+        rewrite(path, bytes(bad))
+        found = entry.done()
+        assert found is None or all(found[name] == value for name, value in whole.items()), bit
+    record_property("tried", len(range(0, 8 * len(content), 7)))
 
 
 @pytest.mark.fault("C4", "a shard, a weight file, scores and DONE.json, cut by a byte, by half, to nothing")
@@ -111,7 +125,7 @@ def test_what_vanishes_is_made_again_and_nothing_else(what, copy, house, expecte
     job = house.job("teacher_cache" if what == "shard" else "kl")
     entry, untouched = copy.entry(job.kind, job.key), stamps(copy)
     if what == "shard":
-        (entry.path / "shard-000000.safetensors").unlink()
+        (entry.path / "shard-000001.safetensors").unlink()
     elif what == "model":
         (entry.path / "model" / "model.safetensors").unlink()
     else:
@@ -119,9 +133,9 @@ def test_what_vanishes_is_made_again_and_nothing_else(what, copy, house, expecte
         with failpoints.armed("step:10:crash"), pytest.raises(failpoints.Crash):
             make(copy, job)
         max(entry.checkpoints.glob("*.safetensors")).unlink()
-    with failpoints.armed("step:99:crash") as point:
+    with failpoints.armed("shard:99:crash" if what == "shard" else "step:99:crash") as point:
         assert made_again(copy, job, expected)
-    assert point.seen == {"shard": 0, "checkpoint": 8, "model": 12}[what]
+    assert point.seen == {"shard": 1, "checkpoint": 8, "model": 12}[what]
     assert {path: stamp for path, stamp in stamps(copy).items() if entry.key not in str(path)} == {
         path: stamp for path, stamp in untouched.items() if entry.key not in str(path)
     }
@@ -146,7 +160,7 @@ def test_a_need_that_is_damaged_is_named_set_aside_and_made_again(kind, how, cop
         path.unlink() if how == "gone" else rewrite(path, content[:-1] + bytes([content[-1] ^ 1]))
         with pytest.raises(StoreError, match=re.escape(str(entry.path))):
             make(copy, job)
-        assert entry.path.with_name(f"{entry.key}.corrupt-1").is_dir() and not entry.path.exists()
+        assert entry.path.with_name(f"{entry.key}.corrupt-1").is_dir() and entry.state() in ("new", "unfinished")
         assert made_again(copy, need, expected)
     assert made_again(copy, job, expected)
 

@@ -14,7 +14,7 @@ import pytest
 from kdbench import failpoints
 from kdbench.distill import checkpoint, models
 from kdbench.errors import ConfigError
-from kdbench.files import SUM, atomic_write, read_json, sha256_file, write_json
+from kdbench.files import SUM, atomic_write, read_json, sealed, sha256_file, write_json
 from kdbench.run.store import Store
 from tests.conftest import call
 from tests.distill.test_convert import Bomb
@@ -84,7 +84,7 @@ def test_a_pickle_in_place_of_a_checkpoint_is_set_aside_and_runs_nothing(mark, w
     newest = max(entry.checkpoints.glob("*.safetensors"))
     newest.write_bytes(pickle.dumps(Bomb(mark)))
     marker = newest.with_suffix(".json")
-    write_json(marker, read_json(marker) | {"sha256": sha256_file(newest)})
+    write_json(marker, sealed(read_json(marker) | {"tensors": sha256_file(newest)}))
     assert checkpoint.load(entry.checkpoints).step == 4
     make(store, job)
     assert files_of(entry) == expected[job.id]

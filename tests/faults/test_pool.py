@@ -16,6 +16,7 @@ import pytest
 from kdbench import failpoints
 from kdbench.distill import checkpoint
 from kdbench.errors import Interrupted
+from kdbench.run import upkeep
 from kdbench.run.workers import ATTEMPTS, Pool
 from tests.faults.house import files_of, make, steps_left
 
@@ -43,12 +44,15 @@ class Stop:
 def test_a_crash_loop_ends_and_says_so(house, without, expected, monkeypatch, record_property):
     job = house.job("kl")
     store = without(job)
+    with failpoints.armed("step:7:crash"), pytest.raises(failpoints.Crash):
+        make(store, job)
     monkeypatch.setenv(failpoints.VARIABLE, "step:1:kill")
     outcome = run(store, job)
-    assert f"its worker died {ATTEMPTS} times (killed, perhaps out of memory; log: " in outcome.failed[job.id]
-    assert store.entry("cells", job.key).state() == "unfinished"
-    make(store, job)
-    assert files_of(store.entry("cells", job.key)) == expected[job.id]
+    reason, entry = outcome.failed[job.id], store.entry("cells", job.key)
+    assert f"its worker died {ATTEMPTS} times (killed, perhaps out of memory, in stage 'training'" in reason
+    assert (entry.done()["status"], entry.done()["reason"]) == ("failed", reason)
+    assert upkeep.waste(store) == [] and steps_left(store, job) == 8, "it goes on from its checkpoint"
+    assert files_of(entry) == expected[job.id] and entry.done()["timing"]["attempts"] == 1 + ATTEMPTS + 1
     record_property("tried", ATTEMPTS)
 
 
@@ -91,12 +95,13 @@ def test_a_cell_that_another_process_holds_is_waited_for(house, without, expecte
 
     class Ear:
         def event(self, job, event):
-            said.append(event["event"])
+            said.append((event["event"], event.get("message", "")))
 
     run(store, job, Ear())
     holder.communicate()
     entry = store.entry("cells", job.key)
-    assert "busy" in said and said[-1] == "finished"
+    assert said[-1][0] == "finished"
+    assert ("busy", f"{entry.path} is being made by another process") in said
     assert files_of(entry) == expected[job.id] and entry.done()["timing"]["attempts"] == 1
 
 

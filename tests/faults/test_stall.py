@@ -10,7 +10,7 @@ import pytest
 from kdbench import failpoints
 from kdbench.errors import Interrupted, KdbenchError
 from kdbench.run import agenda, orchestrate
-from kdbench.run.watchdog import ALIVE, AWAY_S, FLOOR_S, PACES, Watch, beating, cpu_of
+from kdbench.run.watchdog import ALIVE, AWAY_S, FLOOR_S, PACES, WORKS, Watch, beating, cpu_of
 from kdbench.run.work import Hooks
 from kdbench.run.workers import Pool
 from tests.conftest import call
@@ -49,11 +49,20 @@ def test_a_job_is_given_a_quarter_of_an_hour_or_fifty_of_its_steps():
 
 
 def test_before_its_pace_is_known_a_process_that_works_is_alive_and_one_that_does_not_is_not():
-    assert World(10).wait(1000, busy=0.2) == "" and World().wait(5000, busy=0.01) == ""
+    assert World(10).wait(200, busy=0.2) == "" and World().wait(5000, busy=0.01) == ""
     assert "for 11 s, in no named stage, before any step" in World(10).wait(1000)
     loading = World(10)
     loading.watch.see({"event": "stage", "stage": "training"})
     assert "in stage 'training', before any step" in loading.wait(20)
+
+
+@pytest.mark.fault("B5", "work without end before a pace is known: in a first step, in an examination")
+@pytest.mark.parametrize("steps", [0, 5])
+def test_a_process_that_works_without_end_and_says_nothing_is_stopped_too(steps):
+    world = World(10).steps(steps, 2)
+    world.watch.see({"event": "stage", "stage": "examining"})
+    assert world.wait(WORKS * 10 - 1, busy=1.0) == ""
+    assert "in stage 'examining'" in world.wait(20, busy=1.0)
 
 
 def test_once_its_pace_is_known_work_without_steps_is_no_sign_of_life():
@@ -64,7 +73,7 @@ def test_once_its_pace_is_known_work_without_steps_is_no_sign_of_life():
 def test_a_new_stage_has_a_pace_of_its_own_and_every_event_is_a_sign_of_life():
     world = World(10).steps(5, 2)
     world.watch.see({"event": "stage", "stage": "examining"})
-    assert world.wait(1000, busy=1.0) == ""
+    assert world.wait(200, busy=1.0) == ""
     for _ in range(20):
         assert world.wait(9) == ""
         world.watch.see({"event": ALIVE})
@@ -120,7 +129,8 @@ def test_a_cell_that_hangs_ends_as_failed_with_stage_step_and_stack(house, witho
     assert ALIVE not in [event["event"] for event in heard]
     log = (store.root / "logs" / "worker-0.log").read_text()
     assert "failpoints.py" in log and "in train" in log, "the log says where it hung"
-    assert store.entry("cells", job.key).state() == "unfinished"
+    done = store.entry("cells", job.key).done()
+    assert (done["status"], done["reason"]) == ("failed", reason)
     make(store, job)
     assert files_of(store.entry("cells", job.key)) == expected[job.id]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,13 @@ class Here(Agenda):
         listeners: Sequence[Listener],
         patience_s: float | None = None,  # nobody watches the process that they would be
     ):
-        super().__init__(listeners)
-        self.store = store
+        super().__init__(store, listeners)
 
-    def run(self, jobs: Iterable[Job], done: dict[str, dict[str, Any]]) -> Outcome:
+    def run(
+        self, jobs: Iterable[Job], done: dict[str, dict[str, Any]], inputs: Mapping[str, Job] | None = None
+    ) -> Outcome:
         """Make every job, each after those it needs."""
-        self.begin(jobs, done)
+        self.begin(jobs, done, inputs)
         while self.waiting:
             self.drop_blocked()
             job = self.next_ready()

@@ -10,8 +10,9 @@ from dataclasses import replace
 import pytest
 
 from kdbench.run import crew, orchestrate
+from kdbench.run.clock import PEAK_GPU, Clock
 from kdbench.run.predict import peak_bytes
-from kdbench.run.store import PEAK_GPU, Clock, Store
+from kdbench.run.store import Store
 from kdbench.suite.loader import parse, validate
 from kdbench.suite.schema import Suite
 

@@ -12,8 +12,9 @@ import pytest
 from kdbench.analysis.equal_time import sentences
 from kdbench.files import read_json
 from kdbench.run import equal_time, orchestrate
+from kdbench.run.clock import Clock
 from kdbench.run.jobs import Planner
-from kdbench.run.store import Clock, Store
+from kdbench.run.store import Store
 from kdbench.suite.loader import override, parse, validate
 from kdbench.suite.schema import Suite
 from tests.conftest import SUITE, call, kdbench

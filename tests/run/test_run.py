@@ -18,6 +18,7 @@ import pytest
 from kdbench import load_scores
 from tests.conftest import call, kdbench
 from tests.run.conftest import products
+from tests.run.here import in_this_process
 
 
 def test_a_run_ends_with_a_verdict_and_says_where_everything_is(world):
@@ -141,11 +142,27 @@ def test_a_flipped_bit_in_a_model_is_said_set_aside_and_made_again(world, tmp_pa
     student = json.loads((cell / "inputs.json").read_text())["student"]
     flip(target / "models" / student / "model" / "model.safetensors")
     shutil.rmtree(cell)
-    first = kdbench("run", suite, "--results-dir", target, "--no-mlflow", "--workers", 1, check=4)
-    assert "is damaged" in first.stdout + first.stderr and list(target.rglob("*.corrupt-1"))
-    assert "Traceback" not in first.stderr
-    kdbench("run", suite, "--results-dir", target, "--no-mlflow", "--workers", 1)
+    mended = kdbench("run", suite, "--results-dir", target, "--no-mlflow", "--workers", 1)
+    assert "is damaged" in mended.stderr and "it is made again first" in mended.stderr and "[2/2]" in mended.stderr
+    assert list(target.rglob("*.corrupt-1")) and "Traceback" not in mended.stderr
     assert products(target) == products(results)
+
+
+@pytest.mark.fault("C5", "a bit of a finished student's weights: its scores are shown, doctor names it, a run mends it")
+def test_a_flipped_bit_in_a_students_weights_costs_no_verdict_and_is_mended_by_a_run(world, tmp_path, monkeypatch):
+    in_this_process(monkeypatch)
+    _, suite, results, _ = world
+    target = tmp_path / "r"
+    shutil.copytree(results, target)
+    cell = next(path.parent for path in target.glob("cells/*/inputs.json") if '"name": "kl"' in path.read_text())
+    flip(cell / "model" / "model.safetensors")
+    assert call("compare", "--results-dir", target).stdout == call("compare", "--results-dir", results).stdout
+    told = call("doctor", "--store", "--results-dir", target)
+    assert told.exit_code == 4 and f"{cell.name}  damaged: model/model.safetensors" in told.stdout
+    mended = call("run", suite, "--results-dir", target, "--no-mlflow")
+    assert mended.exit_code == 0, mended.output
+    assert "model/model.safetensors is damaged; set aside as" in mended.stderr and "1 jobs to run" in mended.stderr
+    assert products(target) == products(results) and call("doctor", "--store", "--results-dir", target).exit_code == 0
 
 
 def flip(path: Path) -> None:

@@ -15,10 +15,12 @@ from pathlib import Path
 
 import pytest
 
+from kdbench import failpoints
 from kdbench.errors import StoreError
 from kdbench.files import atomic_write, write_json
+from kdbench.run.clock import Clock, train_seconds
 from kdbench.run.locks import Busy, held, lock_path
-from kdbench.run.store import Clock, Store, train_seconds
+from kdbench.run.store import Store
 
 
 @pytest.fixture
@@ -136,6 +138,37 @@ def test_an_entry_knows_how_often_work_on_it_was_begun(entry):
     assert attempts() == 1, "what was set aside is another entry, and a count that cannot be read begins anew"
 
 
+@pytest.mark.fault("A3", "an end while a failed entry is begun again: the count goes on")
+def test_an_end_before_a_failed_entry_is_begun_again_loses_no_attempt(entry):
+    for _ in range(3):
+        entry.begin({})
+    entry.commit("failed", {})
+    with failpoints.armed("write:1:crash"), pytest.raises(failpoints.Crash):
+        entry.begin({})
+    entry.begin({})
+    entry.commit("ok", {})
+    assert entry.done()["timing"]["attempts"] == 4
+
+
+@pytest.mark.fault("C9", "files of an editor and of the system in an entry that is being made: no part of it")
+def test_hidden_files_are_no_part_of_an_entry_and_stay(entry):
+    entry.begin({})
+    mine = [".inputs.json.swp", "model/.nfs0001", ".tmp-mine/x", ".DS_Store"]
+    for name in mine:
+        atomic_write(entry.path / name, "mine")
+    entry.begin({})
+    entry.commit("ok", {})
+    assert [*entry.done()["files"]] == ["inputs.json"]
+    assert all((entry.path / name).read_text() == "mine" for name in mine)
+
+
+@pytest.mark.fault("D1", "who holds an entry is said: process and host")
+def test_who_makes_an_entry_is_said(entry):
+    entry.begin({})
+    with entry.locked(), pytest.raises(Busy, match=rf"being made by process {os.getpid()} on \S+$"), entry.locked():
+        pass
+
+
 def test_temporary_files_of_a_killed_writer_are_removed_by_the_next(entry):
     entry.begin({})
     (entry.path / ".tmp-99-dead").write_text("half")
@@ -212,6 +245,20 @@ def test_a_results_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="cannot write"):
         Store(tmp_path / "file" / "results").prepare()
+
+
+@pytest.mark.fault("C3", "a part of the store that is none, or leads elsewhere: said before any work")
+@pytest.mark.parametrize("what", ["file", "link"])
+@pytest.mark.parametrize("part", ["cells", "models", "suites"])
+def test_a_part_of_the_store_that_cannot_be_written_is_named_before_any_work(tmp_path, part, what):
+    store = Store(tmp_path / "results")
+    store.prepare()
+    (tmp_path / "elsewhere").mkdir()
+    place = store.root / part
+    place.write_text("") if what == "file" else place.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(StoreError, match=rf"cannot write .*{part}/\.tmp|{part} is a symlink"):
+        store.prepare()
+    assert not list((tmp_path / "elsewhere").iterdir())
 
 
 @pytest.mark.fault("C11", "a store under another name")

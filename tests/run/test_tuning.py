@@ -13,8 +13,9 @@ import pytest
 
 from kdbench.files import sha256_file, write_json
 from kdbench.run import orchestrate, tuning
+from kdbench.run.clock import Clock
 from kdbench.run.jobs import Planner
-from kdbench.run.store import Clock, Store
+from kdbench.run.store import Store
 from kdbench.run.tuning_words import in_words, sensitivity
 from kdbench.suite.loader import override, parse, validate
 from kdbench.suite.matrix import place
