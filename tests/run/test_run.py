@@ -162,6 +162,7 @@ def test_a_flipped_bit_in_a_students_weights_costs_no_verdict_and_is_mended_by_a
     mended = call("run", suite, "--results-dir", target, "--no-mlflow")
     assert mended.exit_code == 0, mended.output
     assert "model/model.safetensors is damaged; set aside as" in mended.stderr and "1 jobs to run" in mended.stderr
+    assert call("gc", "--yes", "--results-dir", target).exit_code == 0, "what was set aside"
     assert products(target) == products(results) and call("doctor", "--store", "--results-dir", target).exit_code == 0
 
 
