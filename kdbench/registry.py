@@ -13,6 +13,7 @@ from kdbench import plugins
 from kdbench.api import Objective, Wrapper
 from kdbench.errors import ConfigError, did_you_mean
 from kdbench.files import digest, sha256_file
+from kdbench.imports import other_files
 from kdbench.plugins import source_file
 
 ABSENT = {  # methods of the field that are asked for and are not built, each with its reason
@@ -97,8 +98,9 @@ def _add(members: Iterable[type[Objective]], found: dict[str, type[Objective]]) 
 
 
 def source_digest(objective: Objective) -> str:
-    """Return one sha256 over the source files of an objective and of the base it wraps."""
+    """Return one sha256 over the code of an objective and of the base it wraps; kdbench's own has a version."""
     hashes = [sha256_file(source_file(type(objective)))]
+    hashes += sorted(digest([path.name, sha256_file(path)]) for path in other_files(type(objective)))
     if isinstance(objective, Wrapper):
         hashes.append(source_digest(objective.base))
     return digest(hashes)

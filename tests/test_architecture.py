@@ -28,6 +28,7 @@ LEVELS = [
     {"evaluate", "distill"},
     {"suite"},
     {"conventions", "registry"},
+    {"imports"},
     {"plugins"},
     {"api"},
     {"tokens"},
