@@ -11,7 +11,7 @@ import inspect
 import pkgutil
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib.metadata import entry_points
@@ -19,21 +19,23 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from pydantic import InstanceOf, TypeAdapter, ValidationError
+from pydantic import InstanceOf, PydanticUndefinedAnnotation, TypeAdapter, ValidationError
 
 from kdbench.api import Divergence, Objective, Source
 from kdbench.errors import ConfigError
 from kdbench.files import digest
 
 ENTRY_POINTS = "kdbench.objectives"
+CALLED = ("terms", "weights", "split", "cross_entropy", "probe", "derive", "at", "observe", "compare", "decouple")
 MOST_BYTES = 1_000_000  # of a plugin's file
 
 
 @dataclass(frozen=True)
 class Plugin:
-    """Where objectives come from, by name; to load it runs its code."""
+    """Where objectives come from, by name; to load it runs its code, as the module of that name."""
 
     name: str
+    module: str
     load: Callable[[], ModuleType]
 
     def objectives(self) -> list[type[Objective]]:
@@ -50,11 +52,18 @@ class Plugin:
         except (ConfigError, KeyboardInterrupt):
             raise
         except BaseException as error:  # SystemExit too: a plugin may not end the program
-            frame = traceback.extract_tb(error.__traceback__)[-1]
-            said = "".join(traceback.format_exception_only(error)).strip().splitlines()[-1]  # whatever its __str__ does
-            raise ConfigError(
-                f"objective plugin {self.name} cannot be loaded: {said} ({frame.filename}:{frame.lineno})"
-            ) from None
+            lines = "".join(traceback.format_exception_only(error)).strip().splitlines()  # whatever its __str__ does
+            said = lines[-1 if isinstance(error, SyntaxError) else 0]  # of bad syntax the place and the text come first
+            raise ConfigError(f"objective plugin {self.name} cannot be loaded: {said} ({self._place(error)})") from None
+
+    def _place(self, error: BaseException) -> str:
+        """Return file:line, the plugin's own line where it got so far: an error may come from deep inside a library."""
+        frames = list(traceback.walk_tb(error.__traceback__))
+        own = [one for one in frames if one[0].f_globals.get("__name__") == self.module]
+        if not own and isinstance(error, SyntaxError) and error.lineno:
+            return f"{error.filename}:{error.lineno}"
+        frame, line = (own or frames)[-1]
+        return f"{frame.f_code.co_filename}:{line}"
 
 
 def built_in() -> list[Plugin]:
@@ -62,13 +71,13 @@ def built_in() -> list[Plugin]:
     import kdbench.objectives as package
 
     names = sorted(f"{package.__name__}.{info.name}" for info in pkgutil.iter_modules(package.__path__))
-    return [Plugin(name, partial(importlib.import_module, name)) for name in names]
+    return [Plugin(name, name, partial(importlib.import_module, name)) for name in names]
 
 
 def installed() -> list[Plugin]:
     """Return those that installed packages offer as entry points: of a module, or of a class in it."""
     points = sorted(entry_points(group=ENTRY_POINTS), key=lambda point: point.name)
-    return [Plugin(point.value, partial(_of_point, point)) for point in points]
+    return [Plugin(point.value, point.module, partial(_of_point, point)) for point in points]
 
 
 def in_folder(folder: Path) -> list[Plugin]:
@@ -78,7 +87,7 @@ def in_folder(folder: Path) -> list[Plugin]:
 
 def of_file(path: Path) -> Plugin:
     """Return one file."""
-    return Plugin(str(path), partial(_of_file, path))
+    return Plugin(str(path), _module_name(path), partial(_of_file, path))
 
 
 def load_file(path: Path) -> list[type[Objective]]:
@@ -106,8 +115,12 @@ def _of_point(point: Any) -> ModuleType:
     return loaded if inspect.ismodule(loaded) else sys.modules[loaded.__module__]
 
 
+def _module_name(path: Path) -> str:
+    return f"kdbench_plugin_{digest(str(path))[:12]}"
+
+
 def _of_file(path: Path) -> ModuleType:
-    name = f"kdbench_plugin_{digest(str(path))[:12]}"
+    name = _module_name(path)
     if name in sys.modules:
         return sys.modules[name]
     if not path.is_file() or path.stat().st_size > MOST_BYTES:
@@ -131,22 +144,62 @@ def _members(module: ModuleType) -> list[type[Objective]]:
 
 
 def _check(member: type[Objective]) -> None:
-    where = f"{source_file(member)}: objective class {member.__name__}"
+    for what, problem in _problems(member):
+        raise ConfigError(f"{_place(what)}: objective class {member.__name__}: {problem}")
+
+
+def _problems(member: type[Objective]) -> Iterator[tuple[Any, str]]:
+    """Yield what is wrong with a class: the class or the method that is, and the sentence."""
     if not isinstance(member.name, str) or not member.name.replace("_", "").isalnum():
-        raise ConfigError(f"{where}: `name` must be letters, digits and underscores, found {member.name!r}")
+        yield member, f"`name` must be letters, digits and underscores, found {member.name!r}"
     if not hasattr(member, "source"):
-        raise ConfigError(f"{where}: expected a class attribute `source = Source(title=…, year=…)`, found none")
+        yield member, "expected a class attribute `source = Source(title=…, year=…)`, found none"
     for name, kind in _attributes().items():
         try:
             kind.validate_python(getattr(member, name, None), strict=True)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             at, said = ".".join(map(str, (name, *first["loc"]))), first["msg"]
-            raise ConfigError(f"{where}: `{at}`: {said[:1].lower()}{said[1:]}, found {first['input']!r:.60}") from None
-    silent = member.compare is Divergence.compare if issubclass(member, Divergence) else member.terms is Objective.terms
-    if silent:
-        what = "compare" if issubclass(member, Divergence) else "terms"
-        raise ConfigError(f"{where}: expected a method {what}(self, student, teacher, tokens), found none")
+            yield member, f"`{at}`: {said[:1].lower()}{said[1:]}, found {first['input']!r:.60}"
+    try:
+        member.model_rebuild()
+    except PydanticUndefinedAnnotation as error:
+        yield member, f"a field's type is not defined: {error.name!r}"
+    contract = Divergence if issubclass(member, Divergence) else Objective
+    what = "compare" if contract is Divergence else "terms"
+    if getattr(member, what) is getattr(contract, what):
+        yield member, f"expected a method {what}(self, student, teacher, tokens), found none"
+    for name in CALLED:
+        if hasattr(contract, name):
+            yield from _method_problems(member, contract, name)
+
+
+def _method_problems(member: type[Objective], contract: type[Objective], name: str) -> Iterator[tuple[Any, str]]:
+    """Yield whether a method can be called with the arguments that the contract's is called with."""
+    arguments = list(inspect.signature(getattr(contract, name)).parameters)
+    expected = f"expected a method {name}({', '.join(arguments)})"
+    found, kind = getattr(member, name), inspect.getattr_static(member, name)
+    if not callable(found):
+        yield member, f"{expected}, found {found!r:.60}"
+        return
+    try:
+        signature = inspect.signature(found)
+    except ValueError:  # of compiled code nothing is known
+        return
+    gets_self = hasattr(kind, "__get__") and not isinstance(kind, staticmethod | classmethod)
+    try:
+        signature.bind(*arguments[not gets_self :])
+    except TypeError as error:
+        yield found if inspect.isroutine(found) else member, f"{expected}, found {name}{signature}: {error}"
+
+
+def _place(what: Any) -> str:
+    """Return file:line of a class or a function; the file alone of one that no line there defines."""
+    plain = inspect.unwrap(what)
+    try:
+        return f"{inspect.getfile(plain)}:{inspect.getsourcelines(plain)[1]}"
+    except OSError:
+        return inspect.getfile(plain)
 
 
 @cache

@@ -63,23 +63,85 @@ def test_an_installed_entry_point_is_found(tmp_path):
     assert "half" in {row["name"] for row in found}
 
 
+def with_method(*lines):
+    """Return a plugin with one method more, at its line 18."""
+    return PLUGIN + "\n" + "".join(f"    {line}\n" for line in lines)
+
+
+def of_divergence(signature):
+    return PLUGIN.replace("Objective", "Divergence").replace("terms(self, student, teacher, tokens)", signature)
+
+
+TERMS = "terms(self, student, teacher, tokens)"
+
+
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "line", "message"),
     [
-        ("import nothing_of_that_name", "bad.py:1"),
-        ("def broken(:", "bad.py"),
-        (PLUGIN.replace('"half"\n', '"kl"\n'), "defined twice"),
-        (PLUGIN.replace('    source = Source(title="a test", year=2026)\n', ""), "source"),
-        (PLUGIN.replace("def terms", "def term"), "terms"),
-        (PLUGIN.replace('"half"\n', '"ha lf"\n'), "letters"),
+        ("import nothing_of_that_name", 1, "No module named 'nothing_of_that_name'"),
+        ("\nx = 1\ndef broken(:", 3, "invalid syntax"),
+        ("x = 1\n  y = 2\n", 2, "unexpected indent"),
+        ("import json\n\n\nfound = json.loads('{')\n", 4, "JSONDecodeError"),
+        ("import ast\n\nast.parse('x = (')\n", 3, "never closed"),
+        (PLUGIN.replace("share: float", "share: 'Nowhere'"), 7, "a field's type is not defined: 'Nowhere'"),
+        (PLUGIN.replace("share: float", "share"), 7, "Field 'share' requires a type annotation"),
+        (PLUGIN.replace('    source = Source(title="a test", year=2026)\n', ""), 7, "source"),
+        (PLUGIN.replace("def terms", "def term"), 7, f"expected a method {TERMS}, found none"),
+        (PLUGIN.replace('"half"\n', '"ha lf"\n'), 7, "letters"),
+        (PLUGIN.replace('Source(title="a test", year=2026)', "3"), 7, "`source`: "),
+        (PLUGIN.replace(TERMS, "terms(self, student)"), 14, f"expected a method {TERMS}, found terms(self, student): "),
+        (PLUGIN.replace(TERMS, "terms(student, teacher, tokens)"), 14, f"expected a method {TERMS}, found terms("),
+        (PLUGIN.replace(TERMS, "terms(self, student, teacher, tokens, more)"), 14, "missing a required argument: 'mo"),
+        (of_divergence("compare(self, student, teacher)"), 14, "found compare(self, student, teacher): too many"),
+        (with_method("def weights(self):", "    return {}"), 18, "expected a method weights(self, tokens), found"),
+        (with_method("def at(self, step, state):", "    return self"), 18, "expected a method at(self, step), found"),
+        (
+            with_method("def observe(self, step):", "    return {}"),
+            18,
+            "expected a method observe(self, step, measured)",
+        ),
+        (with_method("@staticmethod", "def derive():", "    return {}"), 18, "expected a method derive(self, tokens)"),
+        (with_method("derive = property(print)"), 7, "expected a method derive(self, tokens), found <property"),
     ],
 )
-@pytest.mark.fault("H4", "plugins that raise, clash or hold nothing")
-def test_a_bad_plugin_is_one_error_that_names_its_file(tmp_path, text, message):
+@pytest.mark.fault("H4", "plugins that raise, hold nothing, or whose methods take other arguments: their file and line")
+def test_a_bad_plugin_is_one_error_that_names_its_line(tmp_path, text, line, message):
     (tmp_path / "bad.py").write_text(text)
     result = call("objectives", "list", "--objectives-dir", tmp_path)
-    assert result.exit_code == 2
-    assert message in result.stderr and "bad.py" in result.stderr and "Traceback" not in result.stderr
+    assert result.exit_code == 2 and "Traceback" not in result.stderr
+    assert message in result.stderr and re.search(rf"bad\.py:{line}\b", result.stderr), result.stderr
+
+
+@pytest.mark.fault("H4", "a class that no line of its file defines: the file")
+def test_a_bad_class_that_no_line_defines_is_named_with_its_file(tmp_path):
+    (tmp_path / "bad.py").write_text(
+        "from kdbench.api import Objective\n\n"
+        "Made = type(Objective)('Made', (Objective,), {'name': 'made', '__module__': __name__})\n"
+    )
+    result = call("objectives", "list", "--objectives-dir", tmp_path)
+    assert result.exit_code == 2 and "bad.py: objective class Made: expected a class attribute" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        ("def weights(self, tokens, more=1):", "    return {}"),
+        ("@staticmethod", "def derive(tokens):", "    return {}"),
+        ("@classmethod", "def derive(cls, tokens):", "    return {}"),
+        ("def at(self, *given, **named):", "    return self"),
+        ("derive = lambda self, tokens: {}",),
+    ],
+)
+def test_a_method_may_take_more_than_the_contract_asks(tmp_path, method):
+    (tmp_path / "half.py").write_text(with_method(*method))
+    assert call("objectives", "show", "half", "--objectives-dir", tmp_path).exit_code == 0
+
+
+@pytest.mark.fault("H4", "plugins that clash: both files")
+def test_two_plugins_of_one_name_are_an_error_that_names_both_files(tmp_path):
+    (tmp_path / "bad.py").write_text(PLUGIN.replace('"half"\n', '"kl"\n'))
+    result = call("objectives", "list", "--objectives-dir", tmp_path)
+    assert result.exit_code == 2 and re.search(r"defined twice: in \S+/kl\.py and in \S+/bad\.py", result.stderr)
 
 
 @pytest.mark.fault("H4", "a plugin that does not load beside one that does: said, and the other is used")
