@@ -1,7 +1,11 @@
-"""Fit a step into memory: halve the micro-batch where it does not, or keep no activations inside the layers."""
+"""Fit a step into memory: halve the micro-batch where it does not, or keep no activations inside the layers.
+
+Where nothing can be cut, a shortage is one error with sizes and advice.
+"""
 
 from __future__ import annotations
 
+import errno
 import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,26 +19,49 @@ from kdbench.errors import ConfigError, OutOfMemory
 
 T = TypeVar("T")
 WORDS = ("bad_alloc", "can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
+RAISED = (RuntimeError, MemoryError, OSError)  # torch's own is the first of these
 RECORDED = "micro_batch"  # in a step's record, from the first step on that had to be cut smaller
 ADVICE = (
-    "set train.gradient_checkpointing: true, a smaller data.length, precision: bfloat16, or take a larger device; "
-    "fewer jobs that share the device (--workers, --gpu-share) help too"
+    "set train.gradient_checkpointing: true, train.lora, a smaller data.length, precision: bfloat16, or take a larger "
+    "device; fewer jobs that share the device (--workers, --gpu-share) help too"
 )
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an error says that memory ran out: CUDA's, the CPU allocator's, and those accelerate knows."""
+    """Tell whether an error says that memory ran out: CUDA's, the CPU allocator's, the system's, accelerate's."""
     from accelerate.utils.memory import should_reduce_batch_size
 
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
+    if isinstance(error, OSError):  # a file that cannot be mapped, a process that cannot be started
+        return error.errno == errno.ENOMEM
     text = str(error)
     return isinstance(error, RuntimeError) and (should_reduce_batch_size(error) or any(word in text for word in WORDS))
 
 
+def _in_short(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+@contextmanager
+def explained(what: str, sizes: Callable[[], str] = str) -> Iterator[None]:
+    """Turn a shortage of memory inside into the error that a user can do something about.
+
+    Raises:
+        OutOfMemory: `what` does not fit; `sizes` says what it holds.
+    """
+    try:
+        yield
+    except RAISED as error:
+        if not is_out_of_memory(error):
+            raise
+        found = "; ".join(part for part in (sizes(), _in_short(error)) if part)
+        raise OutOfMemory(f"out of memory: {what} does not fit ({found}); {ADVICE}") from error
+
+
 @dataclass
 class MicroBatch:
-    """How many rows go through the student at once; halved where memory runs out, never raised again.
+    """How many rows go through a model at once; halved where memory runs out, never raised again.
 
     The global batch stays: rows are added up, so nothing but the order of additions changes.
 
@@ -67,10 +94,10 @@ class MicroBatch:
         while True:
             try:
                 return compute(self.rows)
-            except (RuntimeError, MemoryError) as error:
+            except RAISED as error:
                 if not is_out_of_memory(error):
                     raise
-                reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+                reason = _in_short(error)
             self._halve(reason, sizes)  # outside `except`: the error holds the tensors of the frames that failed
 
     def _halve(self, reason: str, sizes: Callable[[], str]) -> None:
@@ -108,13 +135,13 @@ def facts(history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def sizes(model: nn.Module, rows: int, length: int, vocabulary: int) -> str:
-    """Say in words what a training step holds: weights, gradients, two moments, and one row."""
+    """Say in words what a step holds: weights, of those that learn gradients and two moments, and its rows."""
     total = sum(parameter.numel() for parameter in model.parameters())
     learnt = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     held = sum(p.numel() * p.element_size() for p in model.parameters()) + 12 * learnt
     return (
         f"{total:,} parameters, {learnt:,} trained, take {held / 2**20:,.0f} MiB with gradients and moments; "
-        f"rows of {length:,} tokens, {vocabulary:,} classes, {rows:,} rows in the global batch"
+        f"rows of {length:,} tokens, {vocabulary:,} classes, {rows:,} rows in the batch"
     )
 
 

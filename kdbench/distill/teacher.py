@@ -15,7 +15,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,15 +25,17 @@ from torch import Tensor, nn
 
 from kdbench import failpoints
 from kdbench.api import Dist
+from kdbench.distill import memory
 from kdbench.distill.data import Blocks
 from kdbench.distill.layouts import LOGIT_ROWS, Layout, cut, keep, token_numbers, unpack
 from kdbench.distill.loss import TeacherStates
+from kdbench.distill.memory import MicroBatch
 from kdbench.distill.models import body, head
 from kdbench.errors import StoreError
 from kdbench.files import atomic_write, is_broken, read_json, sealed, sha256_file, write_json
 
 SHARD_ROWS = 64
-FORWARD_ROWS = 16  # fixed, so that a shard's bytes do not depend on who asked for it
+FORWARD_ROWS = 16  # fixed, so that a shard's bytes do not depend on who asked for it; fewer where memory runs out
 OPEN_SHARDS = 256  # mapped at once by a process; opening one again costs a tenth of a millisecond
 
 
@@ -83,28 +85,53 @@ class Teacher(Protocol):
         ...
 
 
+def forward_rows(processes: int = 1) -> MicroBatch:
+    """Return how many rows are read at once; who reads often keeps it, so that what does not fit is tried once."""
+    return MicroBatch(FORWARD_ROWS, FORWARD_ROWS * processes, processes=processes)
+
+
 @torch.no_grad()
-def read_states(model: nn.Module, blocks: Blocks, vocabulary: int, precision: str, dtype: torch.dtype) -> Signal:
-    """Run the teacher over blocks; keep the valid positions only.
+def read_states(
+    model: nn.Module,
+    blocks: Blocks,
+    vocabulary: int,
+    precision: str,
+    dtype: torch.dtype,
+    at_once: MicroBatch | None = None,
+) -> Signal:
+    """Run the teacher over blocks, fewer rows at once where memory runs out; keep the valid positions only.
 
     Statistics are made from the states as they will be stored, so that cached and live teachers agree.
+
+    Raises:
+        OutOfMemory: a single row does not fit.
     """
-    weight = head(model, vocabulary)
+    weight, at_once = head(model, vocabulary), at_once or forward_rows()
+
+    def read(part: Blocks, rows: int | None) -> Signal:
+        cuts = torch.arange(len(part)).split(rows or FORWARD_ROWS)
+        return joined([_forward(model, weight, part.select(cut), precision, dtype) for cut in cuts])
+
+    def sizes() -> str:
+        return memory.sizes(model, FORWARD_ROWS, blocks.length, vocabulary)
+
+    parts = [blocks.select(part) for part in torch.arange(len(blocks)).split(FORWARD_ROWS)]
+    return joined([at_once.fit(partial(read, part), sizes) for part in parts])
+
+
+def _forward(model: nn.Module, weight: Tensor, blocks: Blocks, precision: str, dtype: torch.dtype) -> Signal:
     device = weight.device  # of a spread model, parameters may lie anywhere
-    kept, log_probs, entropies = [], [], []
-    for begin in range(0, len(blocks), FORWARD_ROWS):
-        ids = blocks.ids[begin : begin + FORWARD_ROWS].long().to(device)
-        mask = blocks.mask[begin : begin + FORWARD_ROWS, 1:].to(device)
-        places = None if blocks.positions is None else blocks.positions[begin : begin + FORWARD_ROWS, :-1].to(device)
-        hidden = body(model, ids[:, :-1], precision, places)[mask].to(dtype)
-        target = ids[:, 1:][mask]
-        for part in range(0, max(1, len(target)), LOGIT_ROWS):  # once at least, so that no token gives empty tensors
-            window = slice(part, part + LOGIT_ROWS)
-            dist = Dist(hidden[window].to(weight.dtype) @ weight.t(), target[window])
-            log_probs.append(dist.log_prob_target)
-            entropies.append(dist.entropy)
-        kept.append(hidden)
-    return Signal(TeacherStates(torch.cat(kept), weight), torch.cat(log_probs), torch.cat(entropies))
+    ids, mask = blocks.ids.long().to(device), blocks.mask[:, 1:].to(device)
+    places = None if blocks.positions is None else blocks.positions[:, :-1].to(device)
+    hidden = body(model, ids[:, :-1], precision, places)[mask].to(dtype)
+    target = ids[:, 1:][mask]
+    log_probs, entropies = [], []
+    for part in range(0, max(1, len(target)), LOGIT_ROWS):  # once at least, so that no token gives empty tensors
+        window = slice(part, part + LOGIT_ROWS)
+        dist = Dist(hidden[window].to(weight.dtype) @ weight.t(), target[window])
+        log_probs.append(dist.log_prob_target)
+        entropies.append(dist.entropy)
+    return Signal(TeacherStates(hidden, weight), torch.cat(log_probs), torch.cat(entropies))
 
 
 @dataclass
@@ -116,6 +143,7 @@ class LiveTeacher:
     vocabulary: int
     precision: str
     dtype: torch.dtype = torch.float32
+    at_once: MicroBatch = field(default_factory=forward_rows)
 
     def expect(self, rows: Tensor) -> None:
         """Read nothing ahead: the model has one stream of work."""
@@ -127,7 +155,7 @@ class LiveTeacher:
 
     def read(self, blocks: Blocks) -> Signal:
         """Return the signal of any text."""
-        return read_states(self.model, blocks, self.vocabulary, self.precision, self.dtype)
+        return read_states(self.model, blocks, self.vocabulary, self.precision, self.dtype, self.at_once)
 
 
 @dataclass

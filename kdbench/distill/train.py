@@ -23,7 +23,7 @@ from kdbench.distill.loss import TeacherStates, fused_loss, fused_probe, step_we
 from kdbench.distill.models import body, head
 from kdbench.distill.rollout import Limits, Writers, write
 from kdbench.distill.source import Text, TextSource
-from kdbench.distill.teacher import Signal, Teacher, joined, read_states
+from kdbench.distill.teacher import Signal, Teacher, forward_rows, joined, read_states
 from kdbench.distill.timing import part
 from kdbench.errors import ConfigError, Diverged, Interrupted
 from kdbench.seeding import derive, fenced
@@ -155,7 +155,7 @@ def train(
     Raises:
         Diverged: when loss or gradient is not finite; the step is not applied.
         Interrupted: after saving.
-        OutOfMemory: a single row does not fit.
+        OutOfMemory: a single row does not fit, or what cannot be cut into rows.
     """
     group = group or Alone()
     learning = [parameter for _, parameter in checkpoint.trained(model)]
@@ -175,8 +175,10 @@ def train(
     model.train(plan.dropout)
     micro = memory.MicroBatch.resumed(plan.micro_batch, plan.batch_rows, state.history, group.size)
     learner = _Learner(model, optimizer, source, teacher, plan, seed, vocabulary, precision, held_out, micro, group)
+    sizes = partial(memory.sizes, model, plan.batch_rows, blocks.length, vocabulary)
     for index in range(state.step, plan.steps):
-        record, state.kept = learner.step(objective, Step(index, plan.steps, state.kept), state.history)
+        with memory.explained("a training step", sizes):
+            record, state.kept = learner.step(objective, Step(index, plan.steps, state.kept), state.history)
         state.history.append(record)
         on_step(record)
         failpoints.hit("step")
@@ -299,10 +301,10 @@ class _Learner:
         held_out = self.held_out
         if held_out is None:
             raise ConfigError("this objective adapts to the loss on held-out text; expected such text, found none")
-        training = self.model.training
+        training, at_once = self.model.training, forward_rows(self.group.size)
         self.model.eval()
         found = self.group.inside(
-            lambda: read_states(self.model, held_out, self.vocabulary, self.precision, torch.float32)
+            lambda: read_states(self.model, held_out, self.vocabulary, self.precision, torch.float32, at_once)
         )
         self.model.train(training)
         return self.group.first(-float(found.log_prob_target.double().mean()))

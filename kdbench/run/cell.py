@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from kdbench.distill import checkpoint
+from kdbench.distill import checkpoint, memory
 from kdbench.errors import ConfigError, Diverged, Interrupted, OutOfMemory, StoreError
 from kdbench.files import read_json
 from kdbench.run.clock import Clock
@@ -61,7 +61,8 @@ def execute(store: Store, job: dict[str, Any], hooks: Hooks) -> dict[str, Any]:
         clock = Clock()
         work = Work(store, entry, job["inputs"], job["context"], hooks, clock)
         try:
-            facts = MAKERS[job["kind"]](work)
+            with memory.explained(job["title"]):  # what a maker does not explain itself: a model that is loaded
+                facts = MAKERS[job["kind"]](work)
             entry.commit("ok", clock.facts() | checkpoint.facts(entry.checkpoints), **(facts or {}))
         except Diverged as error:
             entry.commit("diverged", clock.facts(), reason=str(error), step=error.step)

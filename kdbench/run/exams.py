@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pandas
 import torch
 
 from kdbench import failpoints
-from kdbench.distill import data
+from kdbench.distill import data, memory
 from kdbench.evaluate import harness, intrinsic, judged_tasks, token_scores
 from kdbench.files import atomic_write, write_json
 from kdbench.run import elsewhere
@@ -32,7 +33,12 @@ def examine(
     paths = {name: folder / f"{name}.jsonl" for name in settings["tasks"]}
     work.hooks.stage("examining")
     failpoints.hit("examine")
-    with work.clock.part("examine_s"), beating(model, work.hooks):
+    sizes = partial(memory.sizes, model, settings["batch_size"], held_out.length, len(tokenizer))
+    with (
+        work.clock.part("examine_s"),
+        beating(model, work.hooks),
+        memory.explained("the examination", sizes),
+    ):
         metrics, items, judged = {}, [], []
         if paths:
             found = harness.examine(model, tokenizer, paths, batch_size=settings["batch_size"])

@@ -191,10 +191,10 @@ def make_cache(work: Work) -> dict[str, Any]:
     vocabulary = len(_text_tokenizer(work))
     blocks = _distillation_set(_text(work).path / "train.safetensors", work.inputs["tokens"])
     model = _teacher_model(work)
-    layout = _layout(work.inputs)
+    layout, at_once = _layout(work.inputs), teacher.forward_rows()
 
     def read(part: data.Blocks, dtype: torch.dtype = layout.read_dtype) -> teacher.Signal:
-        return teacher.read_states(model, part, vocabulary, work.runtime.precision, dtype)
+        return teacher.read_states(model, part, vocabulary, work.runtime.precision, dtype, at_once)
 
     def exact(part: data.Blocks) -> tuple[torch.Tensor, torch.Tensor]:
         states = read(part, torch.float32).states

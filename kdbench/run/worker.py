@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from kdbench.run.store import Store
+    from kdbench.run.work import Hooks
 
 from kdbench import failpoints, signals
 
@@ -91,14 +92,21 @@ def serve(
     store: Store, job: dict[str, Any], tell: Callable[[dict[str, Any]], None], should_stop: Callable[[], int]
 ) -> dict[str, Any]:
     """Run one job and return how it ended, as an event."""
-    from kdbench.distill import models
+    from kdbench.distill import memory, models
+    from kdbench.run.work import Hooks
+
+    models.allow_tf32(job["inputs"])
+    ended = _serve(store, job, Hooks(tell, should_stop))
+    if ended["event"] == "failed":
+        memory.give_back()  # what the frames that failed held: the next job may need the room
+    return ended
+
+
+def _serve(store: Store, job: dict[str, Any], hooks: Hooks) -> dict[str, Any]:
     from kdbench.errors import Interrupted, KdbenchError
     from kdbench.run.cell import Damaged, execute
     from kdbench.run.locks import Busy
-    from kdbench.run.work import Hooks
 
-    hooks = Hooks(tell, should_stop)
-    models.allow_tf32(job["inputs"])
     try:
         return {"event": "finished", "done": execute(store, job, hooks)}
     except Damaged as error:

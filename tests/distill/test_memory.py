@@ -14,7 +14,7 @@ import torch
 from kdbench.distill import memory, models, train
 from kdbench.errors import ConfigError, Interrupted, OutOfMemory
 from tests.distill.conftest import VOCABULARY, tiny
-from tests.distill.test_train import PLAN, batch_of, learn, live, weights
+from tests.distill.test_train import PLAN, batch_of, learn, live, moving, weights
 
 CUDA = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 23.6 GiB"
 CPU = "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate"
@@ -39,7 +39,9 @@ def on(device, model):
 
 
 @pytest.mark.parametrize(
-    "error", [torch.OutOfMemoryError(CUDA), RuntimeError(CPU), MemoryError()], ids=["cuda", "cpu", "py"]
+    "error",
+    [torch.OutOfMemoryError(CUDA), RuntimeError(CPU), MemoryError(), OSError(12, "no")],
+    ids=["cuda", "cpu", "py", "os"],
 )
 @pytest.mark.parametrize("spec", ["atkd", "kl+sekd"])
 @pytest.mark.fault("F1", "layers that raise as torch does, for CUDA, the CPU and Python: halved, the same student")
@@ -70,6 +72,53 @@ def test_a_row_that_does_not_fit_ends_with_sizes_and_advice(blocks, tmp_path):
     with pytest.raises(OutOfMemory, match=r"^out of memory: .* parameters, .* rows .*gradient_checkpointing"):
         learn(on(device, tiny(0)), "sft", blocks, None, tmp_path)
     assert device.seen == [8, 4, 2, 1]
+
+
+@pytest.mark.fault("F1", "a teacher that does not fit in its usual rows: read in fewer, the same states, tried once")
+def test_a_teacher_that_does_not_fit_is_read_in_fewer_rows(teacher_model, blocks):
+    exact, device = live(teacher_model, blocks).read(blocks), Small(3, torch.OutOfMemoryError(CUDA))
+    teacher = live(on(device, teacher_model), blocks)
+    for _ in range(2):
+        found = teacher.read(blocks)
+        assert torch.allclose(found.states.hidden, exact.states.hidden, atol=1e-5)
+        assert torch.allclose(found.log_prob_target, exact.log_prob_target, atol=1e-5)
+        assert torch.allclose(found.entropy, exact.entropy, atol=1e-5)
+    assert [rows for rows in device.seen if rows > 3] == [16, 8, 4]
+
+
+@pytest.mark.fault("F2", "a teacher of which no row fits: sizes and advice")
+def test_a_teacher_of_which_no_row_fits_ends_with_sizes_and_advice(teacher_model, blocks):
+    with pytest.raises(OutOfMemory, match=r"^out of memory: .* parameters, .*DefaultCPUAllocator.*a larger device"):
+        live(on(Small(0, RuntimeError(CPU)), teacher_model), blocks).read(blocks)
+
+
+def short(*_, **__):
+    """Find no memory."""
+    raise torch.OutOfMemoryError(CUDA)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "spec"),
+    [
+        (torch.optim.AdamW, "step", "kl"),
+        (train, "clip", "kl"),
+        (train, "write", "gkd"),
+        (train, "read_states", {"name": "distillm", "validations": 4}),
+    ],
+    ids=["the optimiser", "the gradient's norm", "text that is written", "held-out text"],
+)
+@pytest.mark.fault("F2", "no memory for the optimiser's moments, for text that is written, for held-out text")
+def test_what_cannot_be_cut_ends_with_sizes_and_advice(owner, name, spec, teacher_model, blocks, tmp_path, monkeypatch):
+    monkeypatch.setattr(owner, name, short)
+    with pytest.raises(OutOfMemory, match=r"^out of memory: a training step does not fit \(.* parameters, .*CUDA out"):
+        moving(spec, blocks, live(teacher_model, blocks), tmp_path)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("shape mismatch"), OSError(28, "no space left"), ValueError("odd")])
+def test_what_is_not_of_memory_is_not_explained_as_such(error):
+    with pytest.raises(type(error)) as raised, memory.explained("a step"):
+        raise error
+    assert raised.value is error
 
 
 def test_an_error_that_is_not_of_memory_is_not_swallowed(blocks, tmp_path):

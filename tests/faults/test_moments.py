@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
 
 import pytest
+import torch
 
 from kdbench import failpoints
-from kdbench.errors import StoreError
+from kdbench.distill import accuracy, models, train
+from kdbench.errors import OutOfMemory, StoreError
+from kdbench.evaluate import harness, intrinsic
 from kdbench.files import atomic_write, read_json, sha256_file
 from kdbench.run.store import Store
 from tests.faults.house import files_of, make, plan, steps_left
@@ -192,6 +196,47 @@ def test_an_edited_objective_is_another_key_and_said(suite, house, tmp_path):
             orchestrate.write_plan(orchestrate.plan(chosen, tmp_path, store), store, [])
     assert found[0]["mine"] != found[1]["mine"] and found[0]["kl"] == found[1]["kl"] == house.job("kl").key
     assert why[1]["mine"] == "changed: the objective's code" and why[1]["kl"] == "new"
+
+
+def short(*_, **__):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
+@pytest.mark.fault("F1", "a cell whose batch does not fit: cut, and DONE.json says so")
+def test_a_cell_whose_batch_was_cut_says_so(house, without, expected, monkeypatch):
+    job, whole = house.job("kl"), train.backward
+
+    def backward(model, objective, batch, tokens, micro_batch, *rest):
+        return whole(model, objective, batch, tokens, micro_batch, *rest) if (micro_batch or 4) < 3 else short()
+
+    monkeypatch.setattr(train, "backward", backward)
+    done = make(without(job), job)
+    assert done["status"] == "ok" and done["micro_batches_cut"] == [{"rows": 2, "from_step": 1}]
+
+
+@pytest.mark.fault(
+    "F2", "no memory in any part of a job: stored as failed, with sizes where they are known, and advice"
+)
+@pytest.mark.parametrize(
+    ("title", "module", "name", "said"),
+    [
+        ("kl", train, "clip", r"a training step does not fit \([\d,]+ parameters"),
+        ("written", train, "write", r"a training step does not fit \([\d,]+ parameters"),
+        ("kl", models, "load", "kl · small ← big · seed 0 does not fit"),
+        ("kl", harness, "examine", r"the examination does not fit \([\d,]+ parameters"),
+        ("kl", intrinsic, "examine", r"the examination does not fit \([\d,]+ parameters"),
+        ("teacher_cache", accuracy, "measure", r"teacher cache.* does not fit"),
+    ],
+)
+def test_a_job_without_memory_is_stored_as_failed_with_advice(title, module, name, said, house, without, monkeypatch):
+    job = house.job(title)
+    store = without(job)
+    monkeypatch.setattr(module, name, short)
+    with pytest.raises(OutOfMemory):
+        make(store, job)
+    done = store.entry(job.kind, job.key).done()
+    assert done["status"] == "failed"
+    assert re.match(rf"out of memory: {said}.*CUDA out of memory.*; set train\.", done["reason"]), done["reason"]
 
 
 @pytest.mark.fault("H7", "names of suites, models and jobs that would leave the results folder")

@@ -84,6 +84,19 @@ def test_a_cell_that_always_dies_takes_no_other_along(house, without, expected, 
 
 
 @pytest.mark.slow
+@pytest.mark.fault("F2", "one cell that finds no memory, before one that does in the same worker: that one is made")
+def test_a_cell_without_memory_takes_no_other_along(house, without, expected, monkeypatch):
+    short, other = house.job("written"), house.job("kl")
+    store = without(short)
+    shutil.rmtree(store.entry("cells", other.key).path)
+    monkeypatch.setenv(failpoints.VARIABLE, "rollout:1:raise:ENOMEM")
+    done = {need: store.entry(*need.split("/")).done() for need in (*short.needs, *other.needs)}
+    outcome = Pool(store, 1, 1, (), ()).run([short, other], done)
+    assert list(outcome.failed) == [short.id] and outcome.failed[short.id].startswith("out of memory: a training step")
+    assert files_of(store.entry("cells", other.key)) == expected[other.id]
+
+
+@pytest.mark.slow
 @pytest.mark.fault("D4", "a cell's lock held by another process for a while: waited for, said, made once")
 def test_a_cell_that_another_process_holds_is_waited_for(house, without, expected):
     job, said = house.job("kl"), []
