@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "kdbench"
@@ -120,15 +122,30 @@ def test_the_committed_schema_is_the_code_s():
     assert json.loads((ROOT / "suites" / "schema.json").read_text()) == json_schema()
 
 
-@pytest.mark.fault("I1", "every dependency of pyproject.toml is in the locks, and no index")
+LOCKS = ("test.txt", "reference.txt", "run.txt", "smollm2.txt")
+
+
+def locked(text: str) -> dict[str, str]:
+    """Return package → version of a lock."""
+    return {canonicalize_name(name): version for name, version in re.findall(r"^([\w.-]+)==(\S+)", text, re.MULTILINE)}
+
+
+def refused(wanted: list[Requirement], versions: dict[str, str]) -> list[str]:
+    """Return what a lock pins at a version that pyproject.toml does not allow."""
+    pinned = [(one, versions.get(canonicalize_name(one.name))) for one in wanted]
+    return [f"{one}: locked {found}" for one, found in pinned if found and not one.specifier.contains(found)]
+
+
+@pytest.mark.fault("I1", "every dependency of pyproject.toml is in the locks, at a version it allows, and no index")
 def test_the_lock_names_every_dependency_with_hashes_and_no_index():
     import tomllib
 
-    text = "".join((ROOT / "locks" / name).read_text() for name in ("test.txt", "reference.txt"))
-    assert "://" not in text and "--index" not in text
-    locked = set(re.findall(r"^([a-z0-9._-]+)==", text, re.MULTILINE))
+    texts = {name: (ROOT / "locks" / name).read_text() for name in LOCKS}
+    assert not any("://" in text or "--index" in text for text in texts.values())
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = {name: packages for name, packages in project["optional-dependencies"].items() if name != "vllm"}
-    wanted = project["dependencies"] + [one for packages in extras.values() for one in packages]
-    names = {re.match(r"[A-Za-z0-9._-]+", one).group().lower().replace("_", "-").replace(".", "-") for one in wanted}
-    assert names <= {name.replace(".", "-") for name in locked}
+    wanted = [Requirement(one) for packages in (project["dependencies"], *extras.values()) for one in packages]
+    assert {canonicalize_name(one.name) for one in wanted} <= set(locked(texts["test.txt"] + texts["reference.txt"]))
+    assert [one for text in texts.values() for one in refused(wanted, locked(text))] == []
+    raised = [Requirement("torch>=99"), Requirement("lm_eval[hf]>=0.4,<0.4.1")]
+    assert len(refused(raised, locked(texts["test.txt"]))) == 2, "a floor that is raised without a new lock is found"
