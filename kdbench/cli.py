@@ -242,6 +242,8 @@ def ui(port, results_dir) -> None:
             _sync_all(store, None)
         with tracking.reached(store):
             tracking.prepare_database(store)
+    with tracking.reached(store):
+        tracking.check_installed()
     click.echo(f"MLflow on http://127.0.0.1:{port} over {uri} (Ctrl-C ends it)", err=True)
     arguments = ["-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(port), "--backend-store-uri", uri]
     os.execv(sys.executable, [sys.executable, *arguments])  # noqa: S606 — our own interpreter, no shell

@@ -9,8 +9,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kdbench.errors import KdbenchError
 from kdbench.run.store import Store
-from kdbench.run.tracking import Mirror, Seen, listed
+from kdbench.run.tracking import Mirror, Seen, listed, reached
 
 if TYPE_CHECKING:
     from kdbench.run.job import Job
@@ -49,14 +50,12 @@ class Exporter:
 
     def _work(self) -> None:
         try:
-            self._mirror()
-        except Exception as error:
+            with reached(self.store):
+                self._mirror()
+        except KdbenchError as error:
             self.failed = True
             self.events = queue.Queue()  # what nobody will read is not kept
-            self.warn(
-                f"MLflow: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''} — the results are "
-                "safe; `kdbench mlflow sync` writes them to MLflow later"
-            )
+            self.warn(f"{error}. `kdbench mlflow sync` writes them to MLflow later")
 
     def _mirror(self) -> None:
         mirror = Mirror(self.store, self.plan)

@@ -7,6 +7,7 @@ committed facts, so a second export adds nothing.
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import re
@@ -21,7 +22,7 @@ from typing import Any
 from filelock import FileLock
 
 from kdbench import failpoints, telemetry
-from kdbench.errors import KdbenchError
+from kdbench.errors import ConfigError, KdbenchError
 from kdbench.files import read_json, read_records
 from kdbench.run.clock import train_seconds
 from kdbench.run.locks import held
@@ -42,6 +43,8 @@ UNION ALL SELECT 1 FROM runs WHERE artifact_uri <> moved(artifact_uri) LIMIT 1""
 KEY_TAG, DONE_TAG = "kdbench.cell_key", "kdbench.done"
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # opens as model training, not as GenAI
 TERMINAL = {"ok": "FINISHED", "diverged": "FAILED", "failed": "FAILED"}
+INSTALL = "pip install 'mlflow>=3.10'"
+OTHER_SCHEMA = re.compile(r"database schema \((found version \w+, but expected \w+)\)")
 NAMES = {  # how a person reads the examination's metrics
     "nats_per_token": "held_out/nats_per_token",
     "kl_to_teacher": "held_out/kl_to_teacher_nats",
@@ -79,18 +82,37 @@ def reached(store: Store) -> Iterator[None]:
     """Turn what MLflow, SQLAlchemy, SQLite or a network raise inside into one error of ours.
 
     Raises:
+        ConfigError: MLflow, or a package that it needs, is not installed.
         KdbenchError: with the first line of theirs, which says what it is.
     """
     try:
         yield
     except KdbenchError:
         raise
-    except Exception as error:
-        reason = (str(error).splitlines() or [""])[0]
-        raise KdbenchError(
-            f"MLflow at {tracking_uri(store)}: {type(error).__name__}: {reason}; the results are safe. Try again when "
-            "it is free; a broken mlflow.db may be deleted, since it is a mirror of the results"
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"MLflow: expected the package {error.name}, found none; the results are safe. Install it with: {INSTALL}"
         ) from error
+    except Exception as error:
+        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        advice = "Try again when it is free; a broken mlflow.db may be deleted, since it is a mirror of the results"
+        if versions := OTHER_SCHEMA.search(reason):  # theirs takes a later one for out of date
+            reason = f"the database is of another version of MLflow than the one installed ({versions[1]})"
+            advice = (
+                "Install the MLflow that wrote it, or `mlflow db upgrade` an older one; a mlflow.db beside the results "
+                "may be deleted, since it is their mirror"
+            )
+        raise KdbenchError(f"MLflow at {tracking_uri(store)}: {reason}; the results are safe. {advice}") from error
+
+
+def check_installed() -> None:
+    """Look for MLflow without importing it, which takes seconds.
+
+    Raises:
+        ModuleNotFoundError: it is not installed.
+    """
+    if importlib.util.find_spec("mlflow") is None:
+        raise ModuleNotFoundError("no module mlflow", name="mlflow")
 
 
 def prepare_database(store: Store) -> None:

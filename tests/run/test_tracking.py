@@ -83,13 +83,23 @@ def test_a_deleted_database_is_made_anew_from_the_store(world, tmp_path):
     assert {k: v for k, v in points.items()} == {k: v for k, v in snapshot(results)[1].items()}
 
 
+def broken(path):
+    path.write_text("this is no database")
+
+
+def of_a_later_mlflow(path):
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute("UPDATE alembic_version SET version_num = 'ffffffffffff'")
+
+
 @pytest.mark.slow
-@pytest.mark.fault("I4", "the database broken while a run goes on")
-def test_a_broken_mlflow_never_stops_a_run(world, tmp_path):
+@pytest.mark.parametrize("spoil", [broken, of_a_later_mlflow])
+@pytest.mark.fault("I4", "the database broken, or of a later MLflow, while a run goes on")
+def test_a_broken_mlflow_never_stops_a_run(spoil, world, tmp_path):
     _, suite, results, _ = world
     target = tmp_path / "r"
     shutil.copytree(results, target)
-    (target / "mlflow.db").write_text("this is no database")
+    spoil(target / "mlflow.db")
     shutil.rmtree(
         next(path.parent for path in target.glob("cells/*/inputs.json") if '"arm": "floor"' in path.read_text())
     )
@@ -147,6 +157,43 @@ def test_a_mirror_that_cannot_be_reached_is_one_error_of_a_sync(uri, world, tmp_
         (target / "mlflow.db").write_text("this is no database")
     refused = call("mlflow", "sync", "--results-dir", target)
     assert refused.exit_code == 1 and "the results are safe" in refused.stderr and "Traceback" not in refused.output
+
+
+@pytest.mark.fault("I4", "a database of a later MLflow: one sentence of a run and of a sync, which leave it alone")
+def test_a_database_of_a_later_mlflow_is_one_clear_sentence(world, tmp_path):
+    target, said = tmp_path / "r", []
+    shutil.copytree(world[2], target)
+    of_a_later_mlflow(target / "mlflow.db")
+    exporter = Exporter(Store(target), plans.read(target / "suites" / "tiny" / plans.FILE), said.append)
+    exporter.close("FINISHED", [])
+    refused = call("mlflow", "sync", "--results-dir", target)
+    for text in (*said, refused.stderr):
+        assert (
+            "is of another version of MLflow than the one installed (found version ffffffffffff, but expected" in text
+        )
+        assert "the results are safe" in text and "may be deleted" in text and "out-of-date" not in text
+    assert exporter.failed and len(said) == 1 and refused.exit_code == 1 and "Traceback" not in refused.output
+    with closing(sqlite3.connect(target / "mlflow.db")) as database:
+        assert database.execute("SELECT version_num FROM alembic_version").fetchall() == [("ffffffffffff",)]
+
+
+@pytest.mark.fault("I5", "no mlflow: a run goes on without it; a sync and the browser say how to install it")
+def test_a_missing_mlflow_is_named_and_stops_no_run(world, tmp_path, monkeypatch):
+    plan = tmp_path / "suites" / "tiny" / plans.FILE
+    plan.parent.mkdir(parents=True)
+    shutil.copy(world[2] / "suites" / "tiny" / plans.FILE, plan)
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    said, texts = [], []
+    exporter = Exporter(Store(tmp_path), plans.read(plan), said.append)
+    exporter.close("FINISHED", [])
+    for command in (["mlflow", "sync"], ["ui"]):
+        refused = call(*command, "--results-dir", tmp_path)
+        assert refused.exit_code == 2 and "Traceback" not in refused.output
+        texts.append(refused.stderr)
+    for text in (*said, *texts):
+        assert "expected the package mlflow, found none" in text and "pip install 'mlflow" in text, text
+        assert "mlflow.db" not in text and "the results are safe" in text
+    assert exporter.failed and len(said) == 1
 
 
 @pytest.fixture
