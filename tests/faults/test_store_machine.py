@@ -63,7 +63,7 @@ class StoreMachine(RuleBasedStateMachine):
         return self.store.entry(KIND, key)
 
     def execute(self, key):
-        job = {"kind": KIND, "key": key, "inputs": {"name": key}, "needs": [], "context": {}}
+        job = {"kind": KIND, "key": key, "title": key, "inputs": {"name": key}, "needs": [], "context": {}}
         return cell.execute(self.store, job, Hooks())
 
     def remember(self, key):
