@@ -79,6 +79,8 @@ def problems(compared: Sequence[str], examined: WithLmEval, own: Sequence[str], 
     absent = [name for name in compared if name in known and name not in examined.names]
     if absent:
         found.append(f"compare.tasks: {absent} are not examined; examine.tasks has {list(examined.names)}")
+    if not compared:
+        found.append(f"compare.tasks: expected a task to compare by, found none; examine has {list(examined.names)}")
     elsewhere = [entry.task for entry in examined.lm_eval if entry.task in compared]
     if tuned and elsewhere:
         found.append(

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
-from kdbench.suite.part import Part
+from kdbench.suite.part import Package, Part, inside
 
 
 class Gguf(Part):
     """A GGUF file, which holds weights, config and tokenizer. What is quantised in it becomes fp32 once."""
 
-    package: str | None = Field(None, description="installed Python package that holds the file; it is not imported")
+    package: Package | None = Field(
+        None, description="installed Python package that holds the file; it is not imported"
+    )
     file: str = Field(
         min_length=1,
         description="with `package`: a glob inside it that one file fits; else the file, relative to the suite file",
@@ -19,6 +21,6 @@ class Gguf(Part):
 
     @model_validator(mode="after")
     def _inside(self) -> Gguf:
-        if self.package is not None and (".." in self.file.split("/") or self.file.startswith("/")):
-            raise ValueError("`file` is a glob inside the package: no '..' and no leading '/'")
+        if self.package is not None:
+            inside(self.file)
         return self

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from kdbench.errors import did_you_mean
 from kdbench.suite.hub import Pinned
-from kdbench.suite.part import Part
+from kdbench.suite.part import Glob, Package, Part
 
 PLACES = ("instruction", "input")
 _BRACES = re.compile(r"\{([A-Za-z_]\w*)\}")
@@ -58,9 +58,13 @@ class Instructions(Part):
     """Records of an instruction and its response. The loss is on the response alone."""
 
     hub: Hub | None = None
-    file: str | None = Field(None, description="records in .json, .jsonl or .parquet, relative to the suite file")
-    package: str | None = Field(None, description="installed Python package that holds the files; it is not imported")
-    files: str | None = Field(None, description="glob of the files inside the package")
+    file: str | None = Field(
+        None, min_length=1, description="records in .json, .jsonl or .parquet, relative to the suite file"
+    )
+    package: Package | None = Field(
+        None, description="installed Python package that holds the files; it is not imported"
+    )
+    files: Glob | None = Field(None, description="glob of the files inside the package")
     fields: Columns = Columns()
     template: Template = Field("alpaca", description="alpaca, vicuna, chat (the tokenizer's own), or prompts")
     dev: Share = Field(0.02, description="share held out for tuning and steering, by a hash of the prompt")
@@ -73,6 +77,4 @@ class Instructions(Part):
             raise ValueError(f"expected one of `hub`, `file` and `package`, found {' and '.join(given) or 'none'}")
         if (self.package is None) != (self.files is None):
             raise ValueError("`package` and `files`, a glob inside it, go together")
-        if self.files and (".." in self.files.split("/") or self.files.startswith("/")):
-            raise ValueError("`files` is a glob inside the package: no '..' and no leading '/'")
         return self

@@ -162,6 +162,7 @@ class _Reader:
         for key_node, child in node.value:
             self.count += 1
             key, line = key_node.value, key_node.start_mark.line + 1
+            self._check_text(key_node)
             if self._tag(key_node) != "str":
                 shown = f"{key:.60}; quotes make it a name" if isinstance(key, str) else "a mapping or a list"
                 raise self.fail(key_node, f"expected a name as key, found {shown}")
@@ -173,12 +174,18 @@ class _Reader:
 
     def _scalar(self, node: Any, tag: str) -> Any:
         text = str(node.value)
+        self._check_text(node)
         if tag in ("int", "float"):
             return self._number(node, tag, text)
         # A written tag such as `!!bool maybe` can claim what the text is not.
         if text.lower() not in {"bool": ("true", "false"), "null": ("", "~", "null")}.get(tag, (text.lower(),)):
             raise self.fail(node, f"expected {tag}, found {short(text)}")
         return {"bool": text.lower() == "true", "null": None}.get(tag, text)
+
+    def _check_text(self, node: Any) -> None:
+        """Refuse what no file name and no UTF-8 file can hold; escapes in double quotes can write it."""
+        for bad in re.findall("[\0\ud800-\udfff]", node.value if isinstance(node.value, str) else "")[:1]:
+            raise self.fail(node, f"expected text without NUL and halves of characters, found {bad!r} in it")
 
     def _number(self, node: Any, tag: str, text: str) -> int | float:
         plain = text.replace("_", "")

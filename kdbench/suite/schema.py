@@ -20,6 +20,7 @@ from kdbench.suite.tuning import Tune
 
 TASKS = ("swap", "replace", "agreement", "last_word", "perplexity")
 MAX_GRID = 1000
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class TeacherSignal(Part):
@@ -90,7 +91,7 @@ class Train(Part):
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps")
     weight_decay: float = Field(0.0, ge=0, le=1)
     clip: float = Field(1.0, gt=0, description="largest gradient norm")
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     dropout: bool = Field(False, description="keep the architecture's dropout while training")
     checkpoint_steps: int = Field(50, gt=0)
     compile: bool = Field(
@@ -297,6 +298,11 @@ class Suite(Part):
         ]
         named = [("compare.baseline", self.compare.baseline)] if not self.compare.contrasts else []
         named += [("compare.contrasts", name) for pair in self.compare.contrasts for name in pair]
+        problems += [
+            f"compare.contrasts: expected two different arms, found {a!r} twice"
+            for a, b in self.compare.contrasts
+            if a == b
+        ]
         known = {*self.arm_labels, "floor", "ceiling"}
         problems += [
             f"{where}: unknown arm {name!r}.{did_you_mean(name, known)}" for where, name in named if name not in known
