@@ -74,7 +74,7 @@ def tokenizer(place: Place) -> Path:
 
 def config(place: Place) -> Path:
     """Return a folder with a repository's config and tokenizer, downloaded where it is not in the cache yet."""
-    return cached(place) or _download(place, [*CONFIG, *TOKENIZER])
+    return cached(place) or _download(place, _named(_listed(place), (*CONFIG, *TOKENIZER)))
 
 
 def whole(folder: Path) -> bool:

@@ -82,6 +82,12 @@ def test_shards_are_taken_whole_and_not_the_one_file_beside_them(repository, tmp
     ]
 
 
+def test_a_config_is_fetched_with_the_tokenizer_beside_it_and_no_weights(repository, tmp_path):
+    with serving(repository) as server:
+        found = fetch(tmp_path / "home", server.url, "config")
+    assert found.split() == ["config.json", "tokenizer_config.json", "vocab.json"]
+
+
 def test_a_gated_an_unknown_and_a_moved_repository_are_told_apart(repository, tmp_path):
     with serving(repository, refusal="GatedRepo") as server:
         assert "is gated: accept its terms" in fetch(tmp_path / "home", server.url)
@@ -90,10 +96,11 @@ def test_a_gated_an_unknown_and_a_moved_repository_are_told_apart(repository, tm
 
 
 @pytest.mark.fault("H9", "nothing listens: one error in seconds, which says how to fetch by hand")
-def test_a_hub_that_cannot_be_reached_is_one_error_at_once(tmp_path):
+@pytest.mark.parametrize("what", ["model", "tokenizer", "config"])
+def test_a_hub_that_cannot_be_reached_is_one_error_at_once(what, tmp_path):
     begin = time.monotonic()
-    found = fetch(tmp_path, "http://127.0.0.1:9")
-    assert time.monotonic() - begin < 30
+    found = fetch(tmp_path, "http://127.0.0.1:9", what)
+    assert time.monotonic() - begin < 12, "the client's own retries take twenty seconds more"
     assert found.startswith("refused: the Hub at http://127.0.0.1:9 cannot be reached for some/model at aaaaaaaaaaaa")
     assert "hf download some/model --revision" in found
 
