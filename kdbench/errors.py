@@ -57,6 +57,12 @@ class OutOfMemory(KdbenchError):
     exit_code = 3
 
 
+def one_line(error: Exception) -> str:
+    """Return what an error of a library says, on one line, and its kind where the words alone say little."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {text}"
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ' Did you mean "x"?' for the nearest known name, and else ' Known: a, b, c.'."""
     known = sorted(known)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kdbench.distill.models import plain_config
-from kdbench.errors import ConfigError
+from kdbench.errors import ConfigError, one_line
 
 
 def declared(facts: Mapping[str, Any]) -> Any:
@@ -22,7 +22,7 @@ def declared(facts: Mapping[str, Any]) -> Any:
     try:
         return AutoConfig.for_model(name, **settings)
     except Exception as error:  # the config classes validate in ways of their own
-        raise ConfigError(f"config: {name} refuses these fields: {error}") from None
+        raise ConfigError(f"config: {name} refuses these fields: {one_line(error)}") from None
 
 
 def check(facts: Mapping[str, Any], config: Any) -> None:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdbench.errors import ConfigError, did_you_mean
+from kdbench.distill import bounds
+from kdbench.errors import ConfigError, did_you_mean, one_line
 from kdbench.files import digest, sha256_file
 from kdbench.seeding import fenced
 
@@ -87,7 +88,7 @@ def architecture_config(init: dict[str, Any], vocabulary: int, length: int, ids:
     try:
         return AutoConfig.for_model(name, **(defaults | settings))
     except Exception as error:  # the config classes validate in ways of their own
-        raise ConfigError(f"init: {name} refuses these fields: {error}") from None
+        raise ConfigError(f"init: {name} refuses these fields: {one_line(error)}") from None
 
 
 def plain_config(where: str, architecture: str, settings: Iterable[str]) -> dict[str, Any]:
@@ -116,13 +117,13 @@ def make(config: Any, seed: int) -> nn.Module:
         return _of(config)
 
 
-def _of(config: Any) -> nn.Module:
+def _of(config: Any, refusals: tuple[type[Exception], ...] = (ValueError, KeyError, ZeroDivisionError)) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
     try:
         return AutoModelForCausalLM.from_config(config)
-    except (ValueError, KeyError, ZeroDivisionError) as error:
-        raise ConfigError(f"init: {config.model_type} cannot be made: {error}") from None
+    except refusals as error:
+        raise ConfigError(f"init: {config.model_type} cannot be made: {one_line(error)}") from None
 
 
 def check_folder(folder: Path) -> None:
@@ -159,26 +160,47 @@ def load(
         ConfigError: when the folder is not such a model, or its head cannot be told from its body.
     """
     import torch
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
+    from kdbench.distill.memory import is_out_of_memory
+
     check_folder(folder)
+    bounds.check(load_config(folder), str(folder))
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model, told = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype or torch.float32,
             local_files_only=True,
             use_safetensors=True,
             trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
+            output_loading_info=True,
             **(options or {}),
         )
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise ConfigError(f"the model in {folder} cannot be loaded: {error}") from None
+    except Exception as error:  # of the architecture, of safetensors, of whoever spreads or quantises
+        if is_out_of_memory(error):
+            raise
+        raise ConfigError(f"the model in {folder} cannot be loaded: {one_line(error)}") from None
+    _check_whole(folder, told)
     model = model.eval() if options else model.to(runtime.device).eval()
     if options:
         _bring_head(model, torch.device(runtime.device))
     check_head(model)
     return model
+
+
+def _check_whole(folder: Path, told: Mapping[str, Any]) -> None:
+    """Refuse weights that are not those of the config: transformers would draw the others at random."""
+    for name, saved, wanted in sorted(told["mismatched_keys"]):
+        raise ConfigError(
+            f"the model in {folder} cannot be loaded: its config.json asks for {name} of {tuple(wanted)}, its "
+            f"safetensors hold one of {tuple(saved)}; they are not of one model"
+        )
+    if absent := sorted(told["missing_keys"]):
+        raise ConfigError(
+            f"the model in {folder} cannot be loaded: its config.json asks for {len(absent):,} tensors that its "
+            f"safetensors lack, such as {absent[0]}; they are not of one model"
+        )
 
 
 def _bring_head(model: Any, device: torch.device) -> None:
@@ -323,8 +345,8 @@ def load_config(folder: Path) -> Any:
 
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(f"the config in {folder} cannot be read: {error}") from None
+    except Exception as error:  # a file may hold anything, and the config classes refuse it in ways of their own
+        raise ConfigError(f"the config in {folder} cannot be read: {one_line(error)}") from None
 
 
 def hidden_size(config: Any) -> int:
@@ -333,11 +355,15 @@ def hidden_size(config: Any) -> int:
 
 
 def without_weights(config: Any) -> nn.Module:
-    """Make a model on the `meta` device: its modules and shapes, and no numbers."""
+    """Make a model on the `meta` device: its modules and shapes, and no numbers.
+
+    Raises:
+        ConfigError: it cannot be made; without numbers no error is one of memory, so all of them are the config's.
+    """
     import torch
 
     with torch.device("meta"):
-        return _of(config)
+        return _of(config, (Exception,))
 
 
 def parameters(config: Any) -> int:

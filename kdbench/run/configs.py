@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from kdbench.distill import gguf, models
+from kdbench.distill import bounds, models
 from kdbench.errors import ConfigError
 from kdbench.run import origins
 from kdbench.suite.schema import Suite
@@ -30,17 +30,13 @@ class Known:
         if spec.hub is not None:
             return origins.vocabulary(spec)
         if spec.model is not None:
-            return spec.vocabulary or len(gguf.tokenizer(self._gguf(spec.model)))
+            source = self.suite.models[spec.model]
+            return spec.vocabulary or len(origins.gguf_tokenizer(origins.gguf_file(source, self.base)))
         return spec.bpe or len(self._saved_tokenizer)
 
     @cached_property
     def _saved_tokenizer(self) -> Any:
         return models.load_tokenizer((self.base / str(self.suite.data.tokenizer.path)).resolve())
-
-    def _gguf(self, name: str) -> Path:
-        spec = self.suite.models[name].gguf
-        assert spec is not None
-        return gguf.locate(spec.model_dump(), self.base)
 
     def configs(self) -> dict[str, Any]:
         """Return the transformers config of every model that is used.
@@ -62,10 +58,17 @@ class Known:
             if spec.kept is not None:
                 return origins.kept_config(spec.kept, self._config(spec.kept.source))
             assert spec.init is not None
-            init = spec.init.model_dump()
-            return models.architecture_config(init, self.vocabulary, self.suite.data.length, (0, 1), False)
+            return self._made(spec.init.model_dump())
         except ConfigError as error:
             raise ConfigError(f"models.{name}: {error}") from None
+
+    def _made(self, init: dict[str, Any]) -> Any:
+        """Return the config of a model that is made here, if the suite's text fits into it."""
+        length = self.suite.data.length
+        found = models.architecture_config(init, self.vocabulary, length, (0, 1), False)
+        bounds.check(found, "init")
+        bounds.check_made(init, found, self.vocabulary, length)
+        return found
 
     def count_parameters(self, configs: Mapping[str, Any]) -> dict[str, int]:
         """Return the number of parameters of each config, from the config alone (imports the architectures).
@@ -88,6 +91,7 @@ class Known:
 
     def _fitting(self, config: Any, folder: Path | None) -> Any:
         """Return a config that fits the suite's tokenizer, as does the one in its folder, if there is one."""
+        bounds.check(config, str(folder or "config"))
         own = models.entries(folder) if folder else None
         if config.vocab_size < self.vocabulary or (own is not None and len(own) != self.vocabulary):
             found, where = config.vocab_size if own is None else len(own), folder or "the declared config"

@@ -17,7 +17,6 @@ from kdbench.distill import (
     checkpoint,
     data,
     engine,
-    gguf,
     instructions,
     jumps,
     layouts,
@@ -115,7 +114,7 @@ def make_tokenizer(work: Work) -> None:
     if "hub" in work.context:
         models.load_tokenizer(origins.tokenizer_folder(work.context)).save_pretrained(folder)
     elif "gguf" in work.context:
-        gguf.tokenizer(Path(work.context["gguf"])).save_pretrained(folder)
+        origins.gguf_tokenizer(Path(work.context["gguf"])).save_pretrained(folder)
     elif "path" in work.context:
         source = Path(work.context["path"])
         origins.check_unchanged(origins.tokenizer_files(source), work.inputs["files"], source)

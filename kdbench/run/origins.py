@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from kdbench.distill import convert, facts, gguf, hub, models, warm
-from kdbench.errors import ConfigError
-from kdbench.files import sha256_file
+from kdbench.distill import convert, facts, gguf, gguf_header, hub, models, warm
+from kdbench.errors import ConfigError, one_line
+from kdbench.files import digest, sha256_file
 from kdbench.suite.hub import Pinned
 from kdbench.suite.materials import Kept, Model, TokenizerSpec
 from kdbench.suite.schema import Suite
@@ -98,16 +98,41 @@ def hub_context(spec: Model) -> dict[str, Any]:
     return {"hub": spec.hub.model_dump(exclude={"license"}), "config": declared}
 
 
+def gguf_file(spec: Model, base: Path) -> Path:
+    """Return the file that a model's `gguf:` names.
+
+    Raises:
+        ConfigError: it is missing, or its header claims what it does not hold.
+    """
+    assert spec.gguf is not None
+    path = gguf.locate(spec.gguf.model_dump(), base)
+    gguf_header.check(path)
+    return path
+
+
 def gguf_config(spec: Model, base: Path) -> Any:
     """Return the config of a model in a GGUF file: as declared, or the file's own.
 
     Raises:
         ConfigError: it is not declared and the file is missing or not read.
     """
-    assert spec.gguf is not None
     if spec.config is not None:
         return facts.declared(spec.config.model_dump())
-    return gguf.config(gguf.locate(spec.gguf.model_dump(), base))
+    return gguf.config(gguf_file(spec, base))
+
+
+def gguf_tokenizer(path: Path) -> Any:
+    """Return the tokenizer of a GGUF file.
+
+    Raises:
+        ConfigError: as for `gguf.tokenizer`, or something in it cannot be told.
+    """
+    try:
+        return gguf.tokenizer(path)
+    except ConfigError:
+        raise
+    except Exception as error:  # the tokenizers package raises plain ones, and a header may hold anything
+        raise ConfigError(f"gguf: {path} holds no tokenizer that can be read: {one_line(error)}") from None
 
 
 def gguf_place(spec: Model, base: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -116,8 +141,7 @@ def gguf_place(spec: Model, base: Path) -> tuple[dict[str, Any], dict[str, Any]]
     Raises:
         ConfigError: the package or file is missing.
     """
-    assert spec.gguf is not None
-    path = gguf.locate(spec.gguf.model_dump(), base)
+    path = gguf_file(spec, base)
     declared = spec.config.model_dump() if spec.config else None
     inputs = {"gguf": sha256_file(path), "source": sha256_file(Path(gguf.__file__))}
     return inputs, {"gguf": str(path), "config": declared}
@@ -154,8 +178,8 @@ def dequantised(context: Mapping[str, Any], expected: str) -> Any:
         ConfigError: the file is not the one that was planned for, not read, or its config is not the declared one.
     """
     path = Path(context["gguf"])
-    if sha256_file(path) != expected:
-        raise ConfigError(f"gguf: {path} has changed since this run was planned; start the run again")
+    check_unchanged(sha256_file(path), expected, path)
+    gguf_header.check(path)
     if context["config"]:
         facts.check(context["config"], gguf.config(path))
     return gguf.model(path)
@@ -187,7 +211,13 @@ def check_unchanged(found: Any, planned: Any, path: Path) -> None:
         ConfigError: they are others.
     """
     if found != planned:
-        raise ConfigError(f"{path} has changed since this run was planned; start the run again")
+        raise ConfigError(changed(str(path), found, planned))
+
+
+def changed(what: str, found: Any, planned: Any) -> str:
+    """Say that something is not what was planned for, with both fingerprints."""
+    then, now = (one if isinstance(one, str) else digest(one) for one in (planned, found))
+    return f"{what} has changed since this run was planned (planned {then:.12}, found {now:.12}); start the run again"
 
 
 def tokenizer_files(folder: Path) -> dict[str, str]:

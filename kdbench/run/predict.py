@@ -11,7 +11,8 @@ from typing import Any
 from kdbench.api import Trajectories
 from kdbench.distill.calibrate import Rates, calibrate
 from kdbench.distill.layouts import LOGIT_ROWS
-from kdbench.errors import StoreError
+from kdbench.distill.memory import is_out_of_memory
+from kdbench.errors import ConfigError, StoreError, one_line
 from kdbench.files import SUM, read_json, sealed, write_json
 from kdbench.registry import objective
 from kdbench.run.agenda import ORDER
@@ -72,9 +73,16 @@ def predict(plan: Plan, jobs: Sequence[Job], workers: int, parameters: Mapping[s
     width = max((planner.hidden_size(name) for name in suite.teachers), default=0)
     smallest = min(suite.students, key=lambda name: parameters[name])
     specs = {str(entry["spec"]): entry["spec"] for entry in suite.objectives}
-    rates = calibrate(
-        planner.configs[smallest], width, planner.vocabulary, suite.data.length, list(specs.values()), planner.runtime
-    )
+    length, objectives = suite.data.length, list(specs.values())
+    try:
+        rates = calibrate(planner.configs[smallest], width, planner.vocabulary, length, objectives, planner.runtime)
+    except Exception as error:  # an architecture refuses a step in ways of its own, and would in every cell
+        if is_out_of_memory(error):
+            raise
+        raise ConfigError(
+            f"models.{smallest}: expected a model that trains on rows of data.length = {length:,}, but a trial step "
+            f"ended with {one_line(error)}; change its config, or data.length"
+        ) from None
     model = _Model(plan, rates, parameters)
     found = {job.id: Predicted(model.seconds(job), round(peak_bytes(plan, job, parameters) / 2**20)) for job in jobs}
     return Prediction(
