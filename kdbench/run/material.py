@@ -9,6 +9,7 @@ from typing import Any
 from kdbench.distill import data, instructions, records, templates
 from kdbench.errors import ConfigError
 from kdbench.files import digest, sha256_file
+from kdbench.run import origins
 from kdbench.run.work import Work
 from kdbench.suite.materials import Data
 
@@ -104,7 +105,7 @@ def _records(work: Work) -> records.Records:
 
 def _check(found: str, work: Work, name: str) -> None:
     if found != work.inputs["corpus"]:
-        raise ConfigError(f"data.{name}: the text has changed since this run was planned; start the run again")
+        raise ConfigError(origins.changed(f"data.{name}: the text", found, work.inputs["corpus"]))
 
 
 def rows(work: Work, tokenizer: Any) -> tuple[dict[str, data.Blocks], dict[str, Any]]:

@@ -152,8 +152,11 @@ def test_data_that_changed_is_another_key_and_is_never_mixed(suite, house, tmp_p
     assert [job.key for job in before.jobs] == [job.key for job in house.jobs], "a path is no part of a key"
     first = min(folder.glob("doc-0*.txt"))
     atomic_write(first, first.read_text(encoding="utf-8").replace("The", "Tha", 1))
-    assert not {job.key for job in plan(mine).jobs} & {job.key for job in before.jobs}
-    with pytest.raises(Exception, match="the text has changed since this run was planned"):
+    after = plan(mine)
+    assert not {job.key for job in after.jobs} & {job.key for job in before.jobs}
+    planned, now = (one.job("tokenizers").inputs["corpus"] for one in (before, after))
+    message = rf"the text has changed since this run was planned \(planned {planned[:12]}, found {now[:12]}\)"
+    with pytest.raises(Exception, match=message):
         make(Store(tmp_path / "r"), before.job("tokenizers"))
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from kdbench.distill import data, facts, models
 from kdbench.errors import ConfigError
+from kdbench.files import digest
 from kdbench.run import origins
 from kdbench.run.cell import execute
 from kdbench.run.jobs import Planner
@@ -230,7 +231,10 @@ def test_what_changes_after_it_was_planned_is_never_stored_under_the_key_of_what
     job = next(job for job in planner.all() if job.kind == kind and "path" in job.context)
     changed = folder / ("model.safetensors" if kind == "models" else "tokenizer.json")
     changed.write_bytes(changed.read_bytes()[:-1] + b" ")
-    with pytest.raises(ConfigError, match="has changed since this run was planned"):
+    planned = job.inputs["weights"] if kind == "models" else digest(job.inputs["files"])
+    now = models.folder_fingerprint(folder) if kind == "models" else digest(origins.tokenizer_files(folder))
+    message = rf"has changed since this run was planned \(planned {planned[:12]}, found {now[:12]}\)"
+    with pytest.raises(ConfigError, match=message):
         execute(Store(tmp_path / "r"), job.message() | {"needs": []}, Hooks())
 
 
