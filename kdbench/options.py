@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from kdbench.errors import KdbenchError, StoreError
+from kdbench.errors import ConfigError, KdbenchError, StoreError
 
 
 def errors_end_well(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -33,6 +33,11 @@ def errors_end_well(command: Callable[..., Any]) -> Callable[..., Any]:
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             sys.exit(0)
+        except RuntimeError as error:  # of pathlib, before Python 3.13
+            if not str(error).startswith("Symlink loop"):
+                raise
+            click.echo(f"error: expected a file or a folder, found a {str(error)[0].lower()}{str(error)[1:]}", err=True)
+            sys.exit(ConfigError.exit_code)
         except OSError as error:  # of a disk: not to be read, full, a name that is too long
             where = f": {error.filename}" if error.filename else ""
             click.echo(f"error: {error.strerror or error}{where}", err=True)

@@ -342,7 +342,7 @@ def test_a_hub_data_set_is_planned_by_its_commit_and_read_only_when_it_is_there(
         ({"file": "a.json", "package": "b", "files": "*"}, "found file and package"),
         ({"hub": {"id": "a/b", "revision": "main"}}, "revision"),
         ({"package": "b"}, "go together"),
-        ({"package": "b", "files": "../x"}, "no '..'"),
+        ({"package": "b", "files": "../x"}, "without '..'"),
     ],
 )
 def test_a_source_is_named_once_and_a_hub_one_by_a_commit(settings, message):

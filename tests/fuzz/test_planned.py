@@ -62,6 +62,16 @@ def test_the_suite_that_is_changed_here_can_be_planned(tmp_path):
     assert planned(tmp_path, "seeds=[0]").exit_code == 0
 
 
+@pytest.mark.fault("H8", "a loop of links in the place of a suite's folders and models")
+@pytest.mark.parametrize("setting", [PATHS[0], PATHS[2], PATHS[3]])
+def test_a_loop_of_links_is_one_error(setting, tmp_path):
+    loop, folder = tmp_path / "loop", tmp_path / "suite"
+    loop.symlink_to(loop)
+    folder.mkdir()
+    shown = planned(folder, setting.format(loop))
+    assert shown.exit_code == 2 and str(loop) in shown.stderr
+
+
 @pytest.mark.fault("H1", "NUL, globs that are none, Python's own modules: in every path, glob and package of a suite")
 @pytest.mark.parametrize(
     ("change", "message"),

