@@ -97,9 +97,17 @@ def read_json(path: Path) -> Any:
         StoreError: when the file is missing, is no ordinary file, or is not JSON.
     """
     try:
-        return json.loads(read_text(path))
+        return _parsed(read_text(path))
     except (OSError, ValueError, RecursionError) as error:
         raise StoreError(f"cannot read {path}: {error}") from error
+
+
+def _parsed(text: str) -> Any:
+    """Return a JSON value; halves of characters, which JSON can escape, are refused, since no UTF-8 can say them."""
+    found = json.loads(text)
+    if "\\ud" in text.lower():
+        json.dumps(found, ensure_ascii=False).encode()
+    return found
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
@@ -109,7 +117,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
         StoreError: when it is missing or holds something else.
     """
     try:
-        found = [json.loads(line) for line in read_text(path).splitlines()]
+        found = [_parsed(line) for line in read_text(path).splitlines()]
     except (OSError, ValueError, RecursionError) as error:
         raise StoreError(f"cannot read {path}: {error}") from error
     if not all(isinstance(one, dict) for one in found):
@@ -173,8 +181,14 @@ def sealed(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def is_broken(document: Any) -> bool:
-    """Whether a JSON document holds a sha256 of itself that is not its own."""
-    return isinstance(document, dict) and SUM in document and document != sealed(document)
+    """Whether a JSON document holds a sha256 of itself that is not its own, or NaN, of which none is made."""
+    if not isinstance(document, dict):
+        return False
+    try:
+        whole = sealed(document)
+    except ValueError:
+        return True
+    return SUM in document and document != whole
 
 
 def digest(value: Any) -> str:

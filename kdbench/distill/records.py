@@ -16,7 +16,7 @@ from typing import Any
 
 from kdbench.distill.data import SPLITS, Document, package_folder
 from kdbench.errors import ConfigError, did_you_mean
-from kdbench.files import digest, ordinary, read_text
+from kdbench.files import digest, read_text
 
 WHERE = "data.instructions"
 PROBE_S = 10.0
@@ -186,15 +186,15 @@ def _from_file(path: Path) -> list[Any]:
         if path.suffix == ".parquet":
             from pyarrow import parquet
 
-            return parquet.read_table(ordinary(path)).to_pylist()
+            return parquet.read_table(path).to_pylist()
         text = read_text(path)
         if path.suffix == ".jsonl":
             return [json.loads(line) for line in text.splitlines() if line.strip()]
         found = json.loads(text)
-    except FileNotFoundError as error:
+    except FileNotFoundError:
         raise ConfigError(
-            f"{WHERE}: records at {path}: {error.strerror} (`kdbench plan SUITE --device-name H100` plans without any "
-            "text)"
+            f"{WHERE}: expected records at {path}, found no such file (`kdbench plan SUITE --device-name H100` plans "
+            "without any text)"
         ) from None
     except Exception as error:  # pyarrow's are of many kinds
         raise ConfigError(f"{WHERE}: {path} cannot be read: {error}") from None

@@ -42,8 +42,15 @@ def look(about: Data, base: Path) -> Material:
     spec = about.instructions.model_dump()
     if about.instructions.hub:
         return Material([], records.fingerprint(spec, None), None)
-    found = records.load(spec, base)
+    found = _load(spec, base)
     return Material([record.document for record in found.all], records.fingerprint(spec, found), None)
+
+
+def _load(spec: dict[str, Any], base: Path) -> records.Records:
+    """Load instruction records from what ends: a pipe would be waited for. (The source of `records` stands in keys.)"""
+    if spec["file"] is not None and (path := (base / spec["file"]).resolve()).exists() and not path.is_file():
+        raise ConfigError(f"data.instructions.file: expected a file of records at {path}, found something else")
+    return records.load(spec, base)
 
 
 def absent(about: Data, base: Path) -> Path | None:
@@ -98,7 +105,7 @@ def splits(work: Work) -> dict[str, list[data.Document]]:
 
 def _records(work: Work) -> records.Records:
     spec = work.context["instructions"]
-    found = records.load(spec, Path(work.context["base"]))
+    found = _load(spec, Path(work.context["base"]))
     _check(records.fingerprint(spec, found), work, "instructions")
     return found
 

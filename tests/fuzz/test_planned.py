@@ -6,6 +6,7 @@ python -m pytest tests/fuzz/test_planned.py
 from __future__ import annotations
 
 import json
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,17 @@ def planned(folder: Path, change: str) -> Any:
 
 def test_the_suite_that_is_changed_here_can_be_planned(tmp_path):
     assert planned(tmp_path, "seeds=[0]").exit_code == 0
+
+
+@pytest.mark.fault("H1", "a pipe and a folder in the place of records: refused, not waited for")
+@pytest.mark.parametrize("what", ["pipe", "folder"])
+@pytest.mark.parametrize("ending", ["json", "parquet"])
+def test_what_is_no_file_of_records_is_refused(ending, what, tmp_path):
+    path, folder = tmp_path / f"records.{ending}", tmp_path / "suite"
+    folder.mkdir()
+    os.mkfifo(path) if what == "pipe" else path.mkdir()
+    shown = planned(folder, PATHS[1].format(path))
+    assert shown.exit_code == 2 and f"expected a file of records at {path}, found something else" in shown.stderr
 
 
 @pytest.mark.fault("H8", "a loop of links in the place of a suite's folders and models")

@@ -164,6 +164,21 @@ def test_any_document_may_hold_anything(tmp_path, reader, which, kind, data, sum
     is_read_or_refused(results, reader)
 
 
+@pytest.mark.fault("C9", "half a character, or NaN, in a plan, with its sum and without")
+@pytest.mark.parametrize("odd", ["\ud800", float("nan")])
+@pytest.mark.parametrize("with_sum", [True, False])
+@pytest.mark.parametrize("reader", [("compare", "--json"), ("doctor", "--store"), ("gc", "--yes"), CONCLUDED])
+def test_a_plan_may_hold_what_no_file_can_say(reader, odd, with_sum, tmp_path):
+    results = copied(tmp_path)
+    path = results / "suites" / "kept" / "plan.json"
+    plan = json.loads(path.read_text())
+    plan["suite"] |= {"question": odd if isinstance(odd, str) else "?", "odd": odd}
+    if not with_sum:
+        del plan[SUM]
+    rewrite(path, json.dumps(plan).encode())
+    is_read_or_refused(results, reader)
+
+
 FORGED = (
     *(f"cells/*/{name}" for name in ("samples.parquet", "tokens.parquet", "results.json", "metrics.jsonl")),
     *("tasks/*/*.jsonl", "texts/*/test.safetensors", "tokenizers/*/tokenizer/tokenizer.json"),
