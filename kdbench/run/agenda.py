@@ -47,6 +47,7 @@ class Agenda:
     """The jobs as a graph: which may start, which wait, which never can.
 
     Args:
+        store: where it is kept why a job was given up.
         listeners: told of every event, in the parent's thread.
     """
 
@@ -80,13 +81,16 @@ class Agenda:
         return job
 
     def _is_ready(self, job: Job, now: float) -> bool:
-        needs = {*job.needs, *self.missing.get(job.id, ())}
-        return needs <= self.outcome.done.keys() and self.not_before.get(job.id, 0.0) <= now
+        return all(need in self.outcome.done for need in self._needs(job)) and self.not_before.get(job.id, 0.0) <= now
+
+    def _needs(self, job: Job) -> tuple[str, ...]:
+        """Return what must be made before a job: as planned, and what it has found damaged since."""
+        return (*job.needs, *self.missing.get(job.id, ()))
 
     def drop_blocked(self) -> None:
         """Fail every job whose need has failed or diverged: it can never start."""
         for job in list(self.waiting):
-            needs = (*job.needs, *self.missing.get(job.id, ()))
+            needs = self._needs(job)
             broken = [need for need in needs if need in self.outcome.failed or not _usable(self.outcome, need)]
             if broken:
                 self.waiting.remove(job)

@@ -180,7 +180,7 @@ class RayPool(Agenda):
         listeners: Sequence[Listener],
     ):
         super().__init__(store, listeners)
-        self.placement, self.ray, self.store = placement, placement.ray, store
+        self.placement, self.ray = placement, placement.ray
         self.limit = count if count < placement.slots else math.inf
         root = store.root.resolve()
         self.settings = {

@@ -122,7 +122,7 @@ class Pool(Agenda):
     ):
         super().__init__(store, listeners)
         self.patience_s = patience_s
-        self.store, self.threads, self.folders, self.count = store, threads, folders, count
+        self.threads, self.folders, self.count = threads, folders, count
         self.workers: list[Worker] = []
         self.selector = selectors.DefaultSelector()
         self.stop_code, self.stopping, self.forced = 0, False, False

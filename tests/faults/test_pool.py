@@ -71,29 +71,29 @@ def test_a_sigterm_during_a_checkpoint_leaves_it_whole(house, without, expected,
     assert files_of(entry) == expected[job.id]
 
 
+def why_one_alone_failed(house, without, expected):
+    """Make the cell that writes text, then another; the first alone may fail. Return why it did."""
+    bad, other = house.job("written"), house.job("kl")
+    store = without(bad)
+    shutil.rmtree(store.entry("cells", other.key).path)
+    done = {need: store.entry(*need.split("/")).done() for need in (*bad.needs, *other.needs)}
+    outcome = Pool(store, 1, 1, (), ()).run([bad, other], done)
+    assert list(outcome.failed) == [bad.id] and files_of(store.entry("cells", other.key)) == expected[other.id]
+    return outcome.failed[bad.id]
+
+
 @pytest.mark.slow
 @pytest.mark.fault("A10", "one cell that always dies, beside one that does not: that one is made")
 def test_a_cell_that_always_dies_takes_no_other_along(house, without, expected, monkeypatch):
-    dying, other = house.job("written"), house.job("kl")
-    store = without(dying)
-    shutil.rmtree(store.entry("cells", other.key).path)
     monkeypatch.setenv(failpoints.VARIABLE, "rollout:1:kill")
-    done = {need: store.entry(*need.split("/")).done() for need in (*dying.needs, *other.needs)}
-    outcome = Pool(store, 1, 1, (), ()).run([dying, other], done)
-    assert list(outcome.failed) == [dying.id] and files_of(store.entry("cells", other.key)) == expected[other.id]
+    why_one_alone_failed(house, without, expected)
 
 
 @pytest.mark.slow
 @pytest.mark.fault("F2", "one cell that finds no memory, before one that does in the same worker: that one is made")
 def test_a_cell_without_memory_takes_no_other_along(house, without, expected, monkeypatch):
-    short, other = house.job("written"), house.job("kl")
-    store = without(short)
-    shutil.rmtree(store.entry("cells", other.key).path)
     monkeypatch.setenv(failpoints.VARIABLE, "rollout:1:raise:ENOMEM")
-    done = {need: store.entry(*need.split("/")).done() for need in (*short.needs, *other.needs)}
-    outcome = Pool(store, 1, 1, (), ()).run([short, other], done)
-    assert list(outcome.failed) == [short.id] and outcome.failed[short.id].startswith("out of memory: a training step")
-    assert files_of(store.entry("cells", other.key)) == expected[other.id]
+    assert why_one_alone_failed(house, without, expected).startswith("out of memory: a training step")
 
 
 @pytest.mark.slow
