@@ -6,7 +6,8 @@ BIN := $(VENV)/bin
 SCALE ?= --quick
 SECONDS ?= 60
 AUDIT := .venv-audit
-UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
+# Compiled once here, where PYTHONDONTWRITEBYTECODE, usual in containers, would have every process compile torch anew.
+UV := $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python
 
 .PHONY: quickstart smollm2 install test faults fuzz audit reference bench calibration lock schema
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import subprocess
@@ -30,6 +31,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Let each test carry its rows of the matrix of faults in its report, from a process of pytest-xdist too."""
     for item in items:
         item.user_properties += [("fault", list(mark.args)) for mark in item.iter_markers("fault")]
+
+
+def pytest_collection_finish() -> None:
+    """Spare collections of garbage what every test imports: looked through each time, it took a third of the time."""
+    gc.freeze()
 
 
 def sentences(rng: random.Random, count: int) -> str:

@@ -39,11 +39,16 @@ def on(device, model):
 
 
 @pytest.mark.parametrize(
-    "error",
-    [torch.OutOfMemoryError(CUDA), RuntimeError(CPU), MemoryError(), OSError(12, "no")],
-    ids=["cuda", "cpu", "py", "os"],
+    ("spec", "error"),
+    [
+        ("atkd", torch.OutOfMemoryError(CUDA)),
+        ("atkd", RuntimeError(CPU)),
+        ("atkd", MemoryError()),
+        ("atkd", OSError(12, "no")),
+        ("kl+sekd", torch.OutOfMemoryError(CUDA)),
+    ],
+    ids=["cuda", "cpu", "py", "os", "two passes of the student"],
 )
-@pytest.mark.parametrize("spec", ["atkd", "kl+sekd"])
 @pytest.mark.fault("F1", "layers that raise as torch does, for CUDA, the CPU and Python: halved, the same student")
 def test_a_batch_that_does_not_fit_is_halved_and_trains_the_same_student(spec, error, teacher_model, blocks, tmp_path):
     roomy, tight, device = tiny(0), tiny(0), Small(3, error)

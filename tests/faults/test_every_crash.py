@@ -20,7 +20,7 @@ from tests.faults.house import files_of, make
 
 JOBS = ("tokenizers", "texts", "tasks", "model big", "model small · seed 0", "teacher_cache", "floor")
 CELLS = ("kl", "replay", "written", "taid")
-STRIDE = 10  # at every commit one moment in so many of a cell; at night all
+STRIDE = 15  # at every commit one moment in so many of a cell; at night all
 
 
 def states(store: Store) -> dict[str, str]:
@@ -70,11 +70,11 @@ def test_a_cell_that_ends_at_any_moment_ends_with_the_same_bytes(arm, first, hou
     job = house.job(arm)
     times = crash_at_every_moment(without(job), job, expected, first, stride=STRIDE)
     record_property("tried", times)
-    assert times >= 5
+    assert times >= 3
 
 
 @pytest.mark.fault("C1", "a full disk at every write of a cell")
-@pytest.mark.parametrize("name", ["write", "synced"])
+@pytest.mark.parametrize("name", ["write", pytest.param("synced", marks=pytest.mark.slow)])
 def test_a_disk_that_is_full_at_any_write_leaves_what_was_saved(name, house, without, expected, record_property):
     job = house.job("kl")
     times = crash_at_every_moment(without(job), job, expected, name=name, action="raise:ENOSPC")
@@ -83,7 +83,7 @@ def test_a_disk_that_is_full_at_any_write_leaves_what_was_saved(name, house, wit
 
 
 @pytest.mark.fault("A2", "a real SIGKILL at such moments")
-@pytest.mark.slow  # at every commit tests/run/test_run.py kills for real
+@pytest.mark.slow  # at every commit tests/run/test_run_killed.py kills for real
 @pytest.mark.parametrize(
     "moment", ["step:2", "synced:30", "shard:2", "rollout:3", "weights:3", "examine:2", "commit:7"]
 )

@@ -31,7 +31,7 @@ def stopped(store, job, moment):
 
 
 @pytest.mark.fault("C5", "a bit at random offsets of every file of an unfinished job")
-@pytest.mark.parametrize("flips", [2, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("flips", [1, pytest.param(20, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("title", "moment"), [
     ("taid", "step:10"), ("replay", "step:10"), ("teacher_cache", "shard:2"), ("model big", "step:3"),
 ])  # fmt: skip
@@ -59,8 +59,8 @@ def test_a_flipped_bit_in_what_is_unfinished_changes_no_result(title, moment, fl
 @pytest.mark.fault("A3", "an end at every moment that touches a checkpoint: none is lost, at most one step interval is")
 @pytest.mark.parametrize(
     "name",
-    ["checkpoint", "prune", "done", "drop", "commit",
-     *(pytest.param(name, marks=pytest.mark.slow) for name in ("write", "synced", "replaced"))],
+    ["checkpoint", "done", "commit",
+     *(pytest.param(name, marks=pytest.mark.slow) for name in ("prune", "drop", "write", "synced", "replaced"))],
 )  # fmt: skip
 def test_an_end_at_any_moment_costs_no_more_than_the_steps_since_the_last_checkpoint(
     name, house, without, expected, record_property

@@ -229,9 +229,8 @@ def test_a_diverged_cell_is_a_result_and_not_a_gap(world, tmp_path):
         "--workers",
         1,
     )
-    process = kdbench(
-        *run, "--set", "objectives=[sft, bad]", "--set", "compare.contrasts=[]", "--only", "seed=0", check=3
-    )
+    process = call(*run, "--set", "objectives=[sft, bad]", "--set", "compare.contrasts=[]", "--only", "seed=0")
+    assert process.exit_code == 3, process.output
     assert "diverged" in process.stdout and "step 0" in process.stderr + process.stdout
     assert "Traceback" not in process.stderr
     ended = {path.parent: json.loads(path.read_text()) for path in (tmp_path / "r").glob("cells/*/DONE.json")}
