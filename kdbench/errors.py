@@ -6,7 +6,8 @@ A message says what was expected, what was found, where, and what to do next.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 
 class KdbenchError(Exception):
@@ -42,13 +43,18 @@ class Interrupted(KdbenchError):
 
 
 class Diverged(KdbenchError):
-    """Training met a number that is not finite. A result, not a gap: it is stored as such."""
+    """Training met a number that is not finite. A result, not a gap: it is stored as such.
+
+    Args:
+        step: the first is 1, as in records.
+        history: the records of the steps before it.
+    """
 
     exit_code = 3
 
-    def __init__(self, step: int, reason: str, last_loss: float | None):
+    def __init__(self, step: int, reason: str, last_loss: float | None, history: Sequence[dict[str, Any]] = ()):
         super().__init__(f"diverged at step {step}: {reason} (last finite loss: {last_loss})")
-        self.step, self.reason, self.last_loss = step, reason, last_loss
+        self.step, self.reason, self.last_loss, self.history = step, reason, last_loss, history
 
 
 class OutOfMemory(KdbenchError):

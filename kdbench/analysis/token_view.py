@@ -17,13 +17,15 @@ from kdbench.analysis.results import SuiteResults
 from kdbench.analysis.token_pair import by_difficulty as equal_parts
 from kdbench.analysis.token_pair import unc_text
 from kdbench.analysis.token_plots import draw_by_difficulty, draw_uncertainty
-from kdbench.errors import ConfigError, did_you_mean
+from kdbench.errors import ConfigError, StoreError, did_you_mean
 from kdbench.evaluate import token_scores
+from kdbench.run.store import DONE
 from kdbench.suite.matrix import CEILING, title
 
 __all__ = ["by_difficulty", "draw_by_difficulty", "draw_uncertainty", "lacking", "sentences", "uncertainty"]
 
-QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
+QUANTILES = {"q10": 0.1, "q25": 0.25, "q50": 0.5, "q75": 0.75, "q90": 0.9}
+NOTED = ("mean", *QUANTILES)
 HELD_OUT, DISTILLATION = "held-out", "distillation"
 SURE = 0.5
 
@@ -41,24 +43,29 @@ def uncertainty(results: SuiteResults) -> pd.DataFrame:
     for teacher in results.plan["suite"]["teachers"]:
         if teacher in held_out:
             unc = -np.expm1(held_out[teacher].log_prob.to_numpy(float))
-            quantiles = np.quantile(unc, QUANTILES)
-            named = {f"q{100 * level:g}": float(value) for level, value in zip(QUANTILES, quantiles, strict=True)}
+            named = {name: float(np.quantile(unc, level)) for name, level in QUANTILES.items()}
             rows.append(
                 {"teacher": teacher, "text": HELD_OUT, "n_tokens": len(unc), "mean": float(unc.mean()), **named}
             )
         if found := _of_cache(results, teacher):
             rows.append({"teacher": teacher, "text": DISTILLATION, "n_tokens": None, **found})
-    names = ["teacher", "text", "n_tokens", "mean", *(f"q{100 * level:g}" for level in QUANTILES)]
+    names = ["teacher", "text", "n_tokens", *NOTED]
     return pd.DataFrame(rows, columns=names).astype({"n_tokens": "Int64"})
 
 
 def _of_cache(results: SuiteResults, teacher: str) -> dict[str, float]:
-    """Return what was noted beside a teacher's cache; nothing where it has none, or one from before that was noted."""
+    """Return what was noted beside a teacher's cache; nothing where it has none, or one from before that was noted.
+
+    Raises:
+        StoreError: it is something else.
+    """
     keys = {cell["inputs"].get("cache") for cell in results.plan["cells"] if cell["teacher"] == teacher}
     for key in sorted(key for key in keys if key):
-        done = results.store.entry("teacher_cache", key).done() or {}
-        if found := done.get("uncertainty"):
-            return dict(found)
+        entry = results.store.entry("teacher_cache", key)
+        if found := (entry.done() or {}).get("uncertainty"):
+            if not isinstance(found, dict) or not all(isinstance(found.get(name), float) for name in NOTED):
+                raise StoreError(f"cannot read {entry.path / DONE}: expected {', '.join(NOTED)} in its `uncertainty`")
+            return {name: found[name] for name in NOTED}
     return {}
 
 

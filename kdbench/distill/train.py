@@ -225,12 +225,13 @@ class _Learner:
             norm = clip(self.model, plan.clip)
         if not (math.isfinite(found.total) and math.isfinite(norm)):
             what = f"loss {found.total}, gradient norm {norm}: not finite"
-            raise Diverged(at.index, what, history[-1]["loss"] if history else None)
+            raise Diverged(at.index + 1, what, history[-1]["loss"] if history else None, history)
         with part("optimiser"):
             self.optimizer.step()
         kept = dict(objective.observe(at, Measured(found.total, found.watched, self._validate)))
         if bad := [name for name, value in kept.items() if not math.isfinite(value)]:
-            raise Diverged(at.index, f"the objective's state {bad[0]} = {kept[bad[0]]} is not finite", found.total)
+            what = f"the objective's state {bad[0]} = {kept[bad[0]]} is not finite"
+            raise Diverged(at.index + 1, what, found.total, history)
         record = {"step": at.index + 1, "loss": found.total}
         record |= {f"loss/{name}": value for name, value in found.terms.items()}
         record |= {f"watch/{name}": value for name, value in found.watched.items() if math.isfinite(value)}

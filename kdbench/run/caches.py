@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from kdbench.errors import ConfigError, StoreError, did_you_mean
-from kdbench.files import read_json, sha256_file
+from kdbench.files import read_json
 from kdbench.run.locks import Busy, held
 from kdbench.run.places import GONE_NAME, NAME, drop, entries, size
 from kdbench.run.store import DONE, INPUTS, Entry, Store
@@ -155,26 +155,10 @@ def verify(store: Store) -> list[dict[str, Any]]:
 def _verify(entry: Entry) -> dict[str, Any]:
     row: dict[str, Any] = {"key": entry.key, "state": entry.state(), "damaged": [], "set_aside": None}
     if row["state"] in ("ok", "damaged"):
-        row["damaged"] = damaged_files(entry)
+        row["damaged"] = entry.damaged()
     if row["damaged"]:
         row |= {"state": "damaged", "set_aside": entry.set_aside().name}
     return row
-
-
-def damaged_files(entry: Entry) -> list[str]:
-    """Return the files that are missing or differ from DONE.json; DONE.json itself where it cannot be read."""
-    files = _json(entry.path / DONE).get("files")
-    if not isinstance(files, dict):
-        return [DONE]
-    found = []
-    for name, expected in files.items():
-        try:
-            whole = sha256_file(entry.path / name) == expected["sha256"]
-        except (OSError, ValueError, TypeError, KeyError):  # it is not there, or DONE.json holds nonsense
-            whole = False
-        if not whole:
-            found.append(name)
-    return found or ([] if entry.done() else [DONE])
 
 
 # --- remove -----------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdbench.errors import KdbenchError
 from kdbench.run.store import Store
-from kdbench.run.tracking import Mirror, Seen, listed, reached
+from kdbench.run.tracking import Mirror, listed, reached
 
 if TYPE_CHECKING:
     from kdbench.run.job import Job
@@ -73,8 +73,9 @@ class Exporter:
                 steps.setdefault(key, []).append(event)
                 stamps.setdefault(key, {})[event["step"]] = now
             elif event["event"] == "finished":
-                folder, seen = self.store.entry("cells", key).path, Seen(steps.pop(key, []), stamps.pop(key, {}))
-                mirror.complete(self.cells[key], parent, folder, event["done"], seen)
+                steps.pop(key, None)  # the store has them
+                folder = self.store.entry("cells", key).path
+                mirror.complete(self.cells[key], parent, folder, event["done"], stamps.pop(key, {}))
             if steps and time.monotonic() - flushed > LIVE_EVERY_S:
                 self._flush(mirror, parent, steps, stamps)
                 steps, flushed = {}, time.monotonic()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from kdbench.distill import (
     train,
 )
 from kdbench.distill.group import Alone
+from kdbench.errors import Diverged
 from kdbench.evaluate import tasks
 from kdbench.files import atomic_write, read_json
 from kdbench.registry import objective
@@ -342,8 +344,8 @@ def _learn(
         work.clock.count("train_steps")
         work.hooks.emit({"event": "step", "total": settings["steps"], **record})
 
-    with work.clock.part("train_s"):
-        history = train.train(
+    with work.clock.part("train_s"), _history(work, group) as history:
+        history += train.train(
             model,
             chosen,
             blocks,
@@ -358,10 +360,22 @@ def _learn(
             should_stop=work.hooks.should_stop,
             group=group,
         )
-    if group.rank == 0:
-        lines = "".join(json.dumps(record, allow_nan=False) + "\n" for record in history)
-        atomic_write(work.entry.path / "metrics.jsonl", lines)
     return history
+
+
+@contextmanager
+def _history(work: Work, group: Alone) -> Iterator[list[dict[str, Any]]]:
+    """Give a list for the records of a training, and write them; of one that diverged, those of the steps before."""
+    history: list[dict[str, Any]] = []
+    try:
+        yield history
+    except Diverged as error:
+        history += error.history
+        raise
+    finally:
+        if history and group.rank == 0:
+            lines = "".join(json.dumps(record, allow_nan=False) + "\n" for record in history)
+            atomic_write(work.entry.path / "metrics.jsonl", lines)
 
 
 def _save_model(model: torch.nn.Module, tokenizer: Any, folder: Path) -> None:

@@ -23,10 +23,10 @@ def set_aside(cells: list[PlannedCell], store: Store) -> list[str]:
 
 def _set_aside(planned: PlannedCell, store: Store) -> str:
     entry = store.entry("cells", planned.job.key)
-    if not entry.damaged():
+    if entry.done() is None or not entry.damaged():
         return ""
     with suppress(Busy), entry.locked():  # who holds it is making it again
-        if names := entry.damaged():
+        if entry.done() is not None and (names := entry.damaged()):
             where = entry.set_aside().name
             return f"{planned.cell.title}: {names[0]} is damaged; set aside as {where}, and made again"
     return ""

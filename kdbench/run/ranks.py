@@ -140,7 +140,7 @@ def _plain(error: KdbenchError) -> dict[str, Any]:
 def _rebuilt(event: dict[str, Any]) -> KdbenchError:
     kind, facts = getattr(errors, event["error"]), event["facts"]
     if kind is Diverged:
-        return Diverged(facts["step"], facts["reason"], facts["last_loss"])
+        return Diverged(**facts)
     if kind is Interrupted:
         return Interrupted(event["message"], facts["exit_code"])
     return kind(event["message"])

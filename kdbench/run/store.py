@@ -144,21 +144,27 @@ class Entry:
     def _verifies(self, name: str, listed: dict[str, Any]) -> bool:
         """Whether a file has the sha256 in DONE.json; one that cannot be read, or has just gone, has not."""
         try:
-            return sha256_file(self.path / name) == listed["sha256"]
-        except OSError:
+            return _is_inside(name) and sha256_file(self.path / name) == listed["sha256"]
+        except (OSError, ValueError, TypeError, KeyError):  # or DONE.json holds nonsense
             return False
 
     def is_whole(self, except_in: str | None = None) -> bool:
         """Whether the entry is complete and every file's sha256 is right; the folder `except_in` is not read."""
-        return self.damaged(except_in) == []
+        return self.done() is not None and not self.damaged(except_in)
 
-    def damaged(self, except_in: str | None = None) -> list[str] | None:
-        """Return the files whose sha256 is not right; None where the entry is not complete."""
-        done = self.done()
-        if done is None:
-            return None
-        read = (name for name in done["files"] if name.split("/")[0] != except_in)
-        return [name for name in read if not self._verifies(name, done["files"][name])]
+    def damaged(self, except_in: str | None = None) -> list[str]:
+        """Return the listed files that are missing or whose sha256 is not right; DONE.json where it is not to be used.
+
+        Args:
+            except_in: a folder that is not read.
+        """
+        try:
+            done = read_json(self.path / DONE)
+            listed = {} if is_broken(done) else dict(done["files"])
+        except (StoreError, OSError, KeyError, TypeError, ValueError, AttributeError):
+            return [DONE]
+        read = (name for name in listed if name.split("/")[0] != except_in)
+        return [name for name in read if not self._verifies(name, listed[name])] or ([] if self.done() else [DONE])
 
     def state(self) -> str:
         """Return `new`, `unfinished`, `damaged`, or the status in DONE.json: `ok`, `diverged`, `failed`.
@@ -260,13 +266,8 @@ class Entry:
         """Return DONE.json and the damaged files that are there; nothing if the whole entry is to go."""
         if self.path.parent.name not in PARTS or self._leads_elsewhere():
             return []
-        try:
-            done = read_json(self.path / DONE)
-            listed = {} if is_broken(done) else done["files"]
-            there = [name for name in listed if _is_inside(name) and (self.path / name).is_file()]
-            return [DONE, *(name for name in there if not self._verifies(name, listed[name]))]
-        except (StoreError, OSError, KeyError, TypeError, AttributeError):
-            return []
+        there = (name for name in self.damaged() if _is_inside(name) and (self.path / name).is_file())
+        return [DONE, *(name for name in there if name != DONE)]
 
     def commit(self, status: str, timing: dict[str, Any], keep: bool = False, **facts: Any) -> None:
         """Sum up the files, write DONE.json, by which the entry is complete, and drop the checkpoints.

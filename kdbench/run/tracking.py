@@ -13,9 +13,8 @@ import os
 import re
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from kdbench.run.tuning_words import in_words
 from kdbench.suite.external import ARM, CONTROL
 from kdbench.suite.matrix import point_title, title
 
+Stamps = Mapping[int, int]  # step → milliseconds
 BATCH = 1000
 TAGS = 90  # verdicts; MLflow takes 100 tags at once
 FILES = ("inputs.json", "results.json", "samples.parquet", "judged.parquet", "tokens.parquet", "metrics.jsonl")
@@ -149,14 +149,6 @@ def _move_along(path: Path, home: str) -> None:
         if database.execute(MOVED).fetchone():
             database.execute("UPDATE experiments SET artifact_location = moved(artifact_location)")
             database.execute("UPDATE runs SET artifact_uri = moved(artifact_uri)")
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What was seen of a training while it ran: the records of its steps, and when each step came."""
-
-    records: list[dict[str, Any]] = field(default_factory=list)
-    at_ms: dict[int, int] = field(default_factory=dict)
 
 
 class Mirror:
@@ -278,19 +270,17 @@ class Mirror:
         if fresh:
             self.logged[run_id] = fresh[-1]["step"]
 
-    def complete(
-        self, cell: dict[str, Any], parent: str, folder: Path, done: dict[str, Any], seen: Seen | None = None
-    ) -> None:
+    def complete(self, cell: dict[str, Any], parent: str, folder: Path, done: dict[str, Any], at_ms: Stamps) -> None:
         """Bring a cell's run to its committed state, unless it is there: curves, scores, cost, artefacts, status.
 
         Args:
-            seen: what was seen of its training while it ran.
+            at_ms: when each step came, where its training was seen as it ran.
         """
         with self.alone:
             if self._find(DONE_TAG, done["key"]) is None:
-                self._complete(cell, parent, folder, done, seen or Seen())
+                self._complete(cell, parent, folder, done, at_ms)
 
-    def _complete(self, cell: dict[str, Any], parent: str, folder: Path, done: dict[str, Any], seen: Seen) -> None:
+    def _complete(self, cell: dict[str, Any], parent: str, folder: Path, done: dict[str, Any], at_ms: Stamps) -> None:
         from mlflow.entities import Metric, RunTag
 
         failpoints.hit("export")
@@ -299,9 +289,9 @@ class Mirror:
         run_id = self.cell_run(cell, parent, started)
         ended = started + int(timing["wall_s"] * 1000)
         path = folder / "metrics.jsonl"
-        records = read_records(path) if path.is_file() else seen.records  # of what diverged there is no such file
+        records = read_records(path) if path.is_file() else []
         share = (train_seconds(done) or 0.0) / max(1, len(records))
-        self.steps(run_id, records, lambda step: seen.at_ms.get(step, started + int(1000 * share * step)))
+        self.steps(run_id, records, lambda step: at_ms.get(step, started + int(1000 * share * step)))
         scores = read_json(folder / "results.json") if (folder / "results.json").is_file() else {}
         values = {NAMES.get(name, f"eval/{name}"): value for name, value in scores.items()} | _cost(done, records)
         self.client.log_batch(run_id, metrics=[Metric(name, value, ended, 0) for name, value in sorted(values.items())])
@@ -381,7 +371,7 @@ def _sync(store: Store, plan: dict[str, Any]) -> int:
             continue
         if entry.is_whole(except_in="model"):  # what is damaged is shown nowhere
             parent = parent or mirror.parent("sync", int(time.time() * 1000))
-            mirror.complete(cell, parent, entry.path, done)
+            mirror.complete(cell, parent, entry.path, done, {})
             added += 1
     if parent:
         mirror.tell_tuning(parent, plan)

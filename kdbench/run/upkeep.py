@@ -21,7 +21,6 @@ import psutil
 from kdbench.errors import StoreError
 from kdbench.files import is_broken, read_json, sha256_file
 from kdbench.run import plans, reports
-from kdbench.run.caches import damaged_files
 from kdbench.run.locks import Busy, held
 from kdbench.run.places import GONE_NAME, NAME, drop, entries, files, size
 from kdbench.run.store import CHECKPOINTS, DONE, INPUTS, KINDS, STATUSES, Entry, Store
@@ -72,7 +71,7 @@ def _check(kind: str, entry: Entry) -> Checked:
     state = "unfinished" if state == "new" else state  # its folder is there, its inputs are not yet
     damaged: tuple[str, ...] = ()
     if state == "damaged" or state in STATUSES:
-        damaged = tuple(damaged_files(entry))
+        damaged = tuple(entry.damaged())
         state = "damaged" if damaged else state
     return Checked(kind, entry.key, state, size(entry.path), damaged)
 

@@ -57,7 +57,8 @@ def test_a_gradient_that_is_not_finite_ends_as_diverged_and_is_not_applied(block
     options = {"seed": 0, "vocabulary": VOCABULARY, "precision": "float32", "folder": tmp_path}
     with pytest.raises(Diverged, match="gradient norm nan: not finite") as error:
         train.train(model, Poisoned(), blocks, None, PLAN, on_step=told.append, **options)
-    assert error.value.step == 3 and error.value.last_loss == told[-1]["loss"] and len(told) == 3
+    assert error.value.step == 4 and error.value.last_loss == told[-1]["loss"]
+    assert len(told) == 3 and error.value.history == told
     saved = checkpoint.load(tmp_path)
     assert saved.step == 3 == PLAN.checkpoint_steps
     for name, parameter in model.named_parameters():

@@ -263,7 +263,7 @@ def test_a_loss_that_is_not_finite_ends_as_diverged_and_is_not_applied(blocks, t
         train.train(
             model, Broken(), blocks, None, PLAN, seed=0, vocabulary=VOCABULARY, precision="float32", folder=tmp_path
         )
-    assert error.value.step == 3 and error.value.last_loss is not None
+    assert error.value.step == 4 and error.value.last_loss is not None and len(error.value.history) == 3
     assert torch.isfinite(weights(model)).all()
 
 

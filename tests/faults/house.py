@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,15 +60,15 @@ class House:
         return found[0]
 
 
-def plan(suite: Path) -> House:
-    """Plan a suite's jobs."""
+def plan(suite: Path, changes: Sequence[str] = ()) -> House:
+    """Plan a suite's jobs; `changes` are what `--set` takes."""
     from kdbench import registry
     from kdbench.run.jobs import Planner
     from kdbench.suite import loader
     from kdbench.suite.schema import Suite
 
     registry.objectives()
-    planner = Planner(loader.validate(Suite, loader.parse(suite)), suite.parent)
+    planner = Planner(loader.validate(Suite, loader.override(loader.parse(suite), changes)), suite.parent)
     return House(planner.all())
 
 

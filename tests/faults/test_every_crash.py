@@ -16,7 +16,7 @@ import pytest
 from kdbench import failpoints
 from kdbench.errors import StoreError
 from kdbench.run.store import KINDS, Store
-from tests.faults.house import files_of, make
+from tests.faults.house import files_of, link_tree, make, plan
 
 JOBS = ("tokenizers", "texts", "tasks", "model big", "model small · seed 0", "teacher_cache", "floor")
 CELLS = ("kl", "replay", "written", "taid")
@@ -71,6 +71,32 @@ def test_a_cell_that_ends_at_any_moment_ends_with_the_same_bytes(arm, first, hou
     times = crash_at_every_moment(without(job), job, expected, first, stride=STRIDE)
     record_property("tried", times)
     assert times >= 3
+
+
+@pytest.fixture(scope="module")
+def tutored(suite, tmp_path_factory):
+    """Jobs of a suite in which adapters learn from what the teacher wrote, and the store of an undisturbed run."""
+    changes = ["objectives=[seqkd]", "compare={baseline: seqkd, tasks: [swap]}"]
+    changes += ["train={steps: 12, batch_tokens: 128, lr: 1e-2, checkpoint_steps: 4, lora: {r: 2, alpha: 4}}"]
+    jobs, store = plan(suite, changes), Store(tmp_path_factory.mktemp("tutored") / "results")
+    for job in jobs.jobs:
+        make(store, job)
+    return jobs, store
+
+
+@pytest.mark.slow
+@pytest.mark.fault("A2", "an end at every moment of writing a teacher's text, and of adapters that learn from it")
+@pytest.mark.parametrize("title", ["teacher_texts", "seqkd"])
+def test_what_learns_from_a_teacher_s_text_ends_with_the_same_bytes(title, tutored, tmp_path, record_property):
+    jobs, undisturbed = tutored
+    job = jobs.job(title)
+    expected = {job.id: files_of(undisturbed.entry(job.kind, job.key))}
+    link_tree(undisturbed.root, tmp_path / "results")
+    store = Store(tmp_path / "results")
+    remove(store.entry(job.kind, job.key))
+    times = crash_at_every_moment(store, job, expected)
+    record_property("tried", times)
+    assert times >= 9
 
 
 @pytest.mark.fault("C1", "a full disk at every write of a cell")

@@ -17,6 +17,7 @@ import pytest
 from kdbench import failpoints
 from kdbench.distill import checkpoint
 from kdbench.errors import StoreError
+from kdbench.files import sha256_file
 from kdbench.run.store import Store
 from tests.faults.house import files_of, link_tree, make, steps_left
 
@@ -81,6 +82,20 @@ def test_an_end_at_any_moment_costs_no_more_than_the_steps_since_the_last_checkp
         number += 1
     record_property("tried", number - 1)
     assert number > 1
+
+
+@pytest.mark.fault("A1", "what the last checkpoint holds, optimiser and history too, after three ends and after none")
+@pytest.mark.parametrize("title", ["kl", pytest.param("replay", marks=pytest.mark.slow), "taid"])
+def test_a_training_that_was_cut_off_ends_in_the_same_checkpoint(title, house, without):
+    job, kept = house.job(title), []
+    for name, moments in (("whole", ()), ("cut off", ("step:3", "step:6", "step:7"))):
+        store = without(job, name=name)
+        for moment in (*moments, "commit:1"):
+            entry = stopped(store, job, moment)
+        files = {path.name: sha256_file(path) for path in entry.checkpoints.glob("step-*.safetensors")}
+        kept.append((files, checkpoint.load(entry.checkpoints).history))
+    assert kept[0] == kept[1] and "step-00000012.safetensors" in files
+    assert any("exp_avg_sq" in key for key in checkpoint.load(entry.checkpoints).tensors)
 
 
 @pytest.mark.fault("C1", "files that may not grow, once training is over: the weights cannot be saved")

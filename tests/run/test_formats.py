@@ -129,6 +129,15 @@ def test_scores_that_done_does_not_list_are_not_shown(results):
     assert "1 of" in (shown := call("compare", "--results-dir", results)).stdout and "damaged, left out" in shown.stdout
 
 
+@pytest.mark.fault("C9", "what is noted beside a teacher's cache, with something else in it and no sum")
+@pytest.mark.parametrize("odd", [[1], {"mean": {}}, {"mean": 0.5, "q50": 0.5}])
+def test_what_is_noted_of_a_teacher_is_numbers_or_refused(odd, results):
+    (path,) = results.glob("teacher_cache/*/DONE.json")
+    write_json(path, read_json(path) | {"uncertainty": odd})
+    shown = call("report", "--results-dir", results)
+    assert shown.exit_code == 4 and "DONE.json: expected mean, q10" in shown.stderr, shown.output
+
+
 @pytest.mark.fault("H10", "results of an earlier protocol: shown as such, within themselves")
 def test_results_of_an_earlier_protocol_are_shown_with_a_note(results, monkeypatch):
     monkeypatch.setattr(kdbench, "PROTOCOL", "1.1")

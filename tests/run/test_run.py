@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from kdbench import load_scores
+from kdbench.files import read_records
 from tests.conftest import call, kdbench
 from tests.run.conftest import products
 from tests.run.here import in_this_process
@@ -213,11 +214,13 @@ def test_a_diverged_cell_is_a_result_and_not_a_gap(world, tmp_path):
     plugin.parent.mkdir()
     plugin.write_text(
         "from kdbench.api import Objective, Source\n\n\nclass Bad(Objective):\n"
-        '    """Gives NaN."""\n\n    name = "bad"\n    source = Source(title="x", year=2026)\n'
+        '    """Gives NaN in its fifth step."""\n\n    name = "bad"\n    source = Source(title="x", year=2026)\n'
         "    needs_teacher = False\n\n"
+        "    def at(self, step):\n        Bad.factor = float('nan') if step.index == 4 else -1\n"
+        "        return self\n\n"
         "    def terms(self, student, teacher, tokens):\n"
-        '        return {"bad": student.log_prob_target * float("nan")}\n'
-    )  # of the first step: tests/distill/test_train.py has later ones
+        '        return {"bad": student.log_prob_target * Bad.factor}\n'
+    )
     run = (
         "run",
         suite,
@@ -231,11 +234,12 @@ def test_a_diverged_cell_is_a_result_and_not_a_gap(world, tmp_path):
     )
     process = call(*run, "--set", "objectives=[sft, bad]", "--set", "compare.contrasts=[]", "--only", "seed=0")
     assert process.exit_code == 3, process.output
-    assert "diverged" in process.stdout and "step 0" in process.stderr + process.stdout
+    assert "diverged" in process.stdout and "step 5" in process.stderr + process.stdout
     assert "Traceback" not in process.stderr
     ended = {path.parent: json.loads(path.read_text()) for path in (tmp_path / "r").glob("cells/*/DONE.json")}
     (bad,) = [(folder, done) for folder, done in ended.items() if done["status"] == "diverged"]
-    assert bad[1]["step"] == 0 and "last finite loss" in bad[1]["reason"] and len(ended) == 4
+    assert bad[1]["step"] == 5 and "last finite loss" in bad[1]["reason"] and len(ended) == 4
+    assert [record["step"] for record in read_records(bad[0] / "metrics.jsonl")] == [1, 2, 3, 4], "how it came to that"
     assert sum(done["status"] == "ok" for done in ended.values()) == 3, "the others went on"
     shown = call("compare", "--results-dir", tmp_path / "r")
     assert "diverged, left out: bad · small · seed 0" in shown.output, shown.output

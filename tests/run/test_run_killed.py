@@ -102,8 +102,8 @@ def nothing_runs_on():
 
 @pytest.mark.fault("A4", "SIGKILL of the parent: no worker outlives it, the next run ends with the same bytes")
 @pytest.mark.fault("B1", "SIGTERM in a run: saved, exit 143, the same bytes in the end")
-@pytest.mark.fault("G2", "one worker against two")
-@pytest.mark.fault("G4", "with MLflow against without")
+@pytest.mark.fault("G2", "one worker against two, and cells of one seed alone against a suite of three")
+@pytest.mark.fault("G4", "with MLflow against without, and --json")
 @pytest.mark.fault("G7", "another PYTHONHASHSEED")
 @pytest.mark.fault("C10", "a results folder with a space and an accent")
 def test_a_run_that_is_terminated_and_killed_ends_with_the_same_bytes(world, tmp_path):
@@ -117,7 +117,7 @@ def test_a_run_that_is_terminated_and_killed_ends_with_the_same_bytes(world, tmp
     program = Program(suite, target, changes=seed).until(3)
     program.kill()
     assert program.children, "there was no worker that could have outlived it"
-    kdbench("run", suite, "--results-dir", target, "--no-mlflow", "--workers", 1, *seed, PYTHONHASHSEED="7")
+    kdbench("run", suite, "--results-dir", target, "--no-mlflow", "--workers", 1, "--json", *seed, PYTHONHASHSEED="7")
     assert products(target).items() <= products(results).items() and len(list(target.glob("cells/*/DONE.json"))) == 5
 
 
@@ -139,13 +139,14 @@ def test_a_run_whose_worker_is_killed_and_that_is_interrupted_ends_with_the_same
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("pause", [0.1, 3])
 @pytest.mark.fault("B2", "SIGINT twice while a cell hangs: the second ends it at once, the same bytes in the end")
-def test_a_run_that_is_interrupted_twice_ends_at_once_and_goes_on(world, tmp_path, monkeypatch):
+def test_a_run_that_is_interrupted_twice_ends_at_once_and_goes_on(pause, world, tmp_path, monkeypatch):
     _, suite, results, _ = world
     monkeypatch.setenv("KDBENCH_FAILPOINT", "step:40:sleep:3600")  # in a cell: the teacher takes 16 steps
     program = Program(suite, tmp_path / "r").until_a_cell_is_made().until_it_hangs()
     program.signal(signal.SIGINT)
-    time.sleep(3)
+    time.sleep(pause)
     assert program.process.poll() is None, "the first one waits for the step to end"
     began = time.monotonic()
     program.process.send_signal(signal.SIGINT)
@@ -172,8 +173,9 @@ def test_a_run_killed_in_an_export_is_whole_after_the_next_and_its_mirror_after_
     assert len(found) == len({run.data.tags[KEY_TAG] for run in found}) == 13
     assert {run.info.status for run in found} == {"FINISHED"}
     names = {run.info.run_name for run in found}
-    points = [{key: n for key, n in snapshot(root)[1].items() if key[0] in names} for root in (tmp_path / "r", results)]
-    assert points[0] == points[1], "a curve has points twice, or lacks some"
+    counts = [snapshot(root)[1] for root in (tmp_path / "r", results)]
+    points = [{key: n for key, n in one.items() if key[0] in names and "cost/" not in key[1]} for one in counts]
+    assert points[0] == points[1], "a curve has points twice, or lacks some"  # what a killed process took is not known
 
 
 @pytest.mark.slow  # at every commit a run that was terminated is killed too

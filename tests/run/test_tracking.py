@@ -18,6 +18,7 @@ from urllib.parse import unquote, urlparse
 
 import pytest
 
+from kdbench.files import atomic_write
 from kdbench.run import plans, tracking
 from kdbench.run.exporter import Exporter
 from kdbench.run.store import Store
@@ -206,20 +207,19 @@ def fresh(world, tmp_path):
     return store, plans.read(store.suite_folder("tiny") / plans.FILE)
 
 
-def test_the_curve_of_a_training_that_diverged_is_what_was_seen_of_it(fresh):
+def test_a_training_that_diverged_has_its_curve_and_its_reason_in_mlflow(fresh):
     store, plan = fresh
     cell = next(cell for cell in plan["cells"] if cell["arm"] == "kl")
-    entry, job = store.entry("cells", cell["key"]), SimpleNamespace(kind="cells", key=cell["key"])
-    done = entry.done()
-    (entry.path / "metrics.jsonl").unlink()  # it is written at the end of a training
-    exporter = Exporter(store, plan, print)
-    for step in (1, 2, 3):
-        exporter.event(job, {"event": "step", "step": step, "loss": 2.0 / step})
-    exporter.event(job, {"event": "finished", "done": done})
-    exporter.close("FINISHED", [])
+    entry, timing = store.entry("cells", cell["key"]), store.entry("cells", cell["key"]).done()["timing"]
+    shutil.rmtree(entry.path)
+    entry.begin(cell["inputs"])
+    atomic_write(entry.path / "metrics.jsonl", "".join(f'{{"step": {step}, "loss": 2.0}}\n' for step in (1, 2, 3)))
+    entry.commit("diverged", timing, reason="loss nan", step=4)
+    assert call("mlflow", "sync", "--results-dir", store.root).exit_code == 0
     client, found = runs(store.root)
     (mine,) = [run for run in found if run.data.tags.get(tracking.KEY_TAG) == cell["key"]]
     assert [point.step for point in client.get_metric_history(mine.info.run_id, "train/loss")] == [1, 2, 3]
+    assert mine.info.status == "FAILED" and mine.data.tags["kdbench.reason"] == "loss nan"
 
 
 @pytest.mark.fault("C5", "a digit of a cell's scores: not written into MLflow")
