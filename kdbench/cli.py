@@ -224,7 +224,7 @@ def compare(suite, objectives, baseline, metric, form, results_dir) -> None:
 @errors_end_well
 def ui(port, results_dir) -> None:
     """Browse the results in MLflow, on 127.0.0.1 only."""
-    from kdbench.run import tracking
+    from kdbench.run import tracking_place
     from kdbench.run.store import Store
 
     store = Store(results_dir)
@@ -232,18 +232,18 @@ def ui(port, results_dir) -> None:
         raise ConfigError(
             f"no results in {results_dir}; run a suite first, for example: kdbench run suites/quickstart.yaml"
         )
-    tracking.quiet_environment()
-    uri = tracking.tracking_uri(store)
+    tracking_place.quiet_environment()
+    uri = tracking_place.tracking_uri(store)
     if uri.startswith(("http://", "https://")):
         click.echo(f"MLflow is served at {uri} already (MLFLOW_TRACKING_URI); open it there", err=True)
         return
     if "MLFLOW_TRACKING_URI" not in os.environ:
         if not (store.root / "mlflow.db").exists():
             _sync_all(store, None)
-        with tracking.reached(store):
-            tracking.prepare_database(store)
-    with tracking.reached(store):
-        tracking.check_installed()
+        with tracking_place.reached(store):
+            tracking_place.prepare_database(store)
+    with tracking_place.reached(store):
+        tracking_place.check_installed()
     click.echo(f"MLflow on http://127.0.0.1:{port} over {uri} (Ctrl-C ends it)", err=True)
     arguments = ["-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(port), "--backend-store-uri", uri]
     os.execv(sys.executable, [sys.executable, *arguments])  # noqa: S606 — our own interpreter, no shell
@@ -267,14 +267,14 @@ def sync(suite, results_dir) -> None:
 
 def _sync_all(store: Any, suite: str | None) -> None:
     from kdbench.analysis.results import open_suite
-    from kdbench.run import tracking
+    from kdbench.run import tracking, tracking_place
 
     names = [suite] if suite else sorted(path.parent.name for path in store.root.glob("suites/*/plan.json"))
     if not names:
         raise ConfigError(f"no results in {store.root}; run a suite first")
     for name in names:
         added = tracking.sync(store, open_suite(store.root, name).plan)
-        click.echo(f"{name}: {added} cells written to {tracking.tracking_uri(store)}", err=True)
+        click.echo(f"{name}: {added} cells written to {tracking_place.tracking_uri(store)}", err=True)
 
 
 @main.command()

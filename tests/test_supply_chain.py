@@ -174,7 +174,7 @@ def test_the_libraries_take_the_switch():
 @pytest.mark.parametrize(
     "start",
     ["from kdbench.cli import main; main(['gc', '--results-dir', 'none'], standalone_mode=False)",
-     "from kdbench.run.tracking import quiet_environment; quiet_environment()"],
+     "from kdbench.run.tracking_place import quiet_environment; quiet_environment()"],
     ids=["command", "exporter"],
 )  # fmt: skip
 def test_the_switch_is_set_wherever_a_library_may_follow(start, tmp_path):

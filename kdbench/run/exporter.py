@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from kdbench.errors import KdbenchError
 from kdbench.run.store import Store
-from kdbench.run.tracking import Mirror, listed, reached
+from kdbench.run.tracking import Mirror, listed
+from kdbench.run.tracking_place import reached
 
 if TYPE_CHECKING:
     from kdbench.run.job import Job

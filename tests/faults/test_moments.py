@@ -69,18 +69,18 @@ def test_a_cache_goes_on_with_the_shard_that_is_missing(house, without, expected
 
 @pytest.mark.fault("A8", "an end while MLflow's database is built")
 def test_a_database_that_was_being_built_is_built_anew(tmp_path):
-    from kdbench.run import tracking
+    from kdbench.run import tracking_place
 
-    tracking.quiet_environment()
+    tracking_place.quiet_environment()
     store = Store(tmp_path)
     store.prepare()
     with failpoints.armed("database:1:crash"), pytest.raises(failpoints.Crash):
-        tracking.prepare_database(store)
+        tracking_place.prepare_database(store)
     assert not (tmp_path / "mlflow.db").exists()
-    tracking.prepare_database(store)
+    tracking_place.prepare_database(store)
     import mlflow
 
-    assert mlflow.MlflowClient(tracking.tracking_uri(store)).search_experiments()
+    assert mlflow.MlflowClient(tracking_place.tracking_uri(store)).search_experiments()
 
 
 @pytest.mark.fault("C2", "a full disk when a cell is begun, and when DONE.json, scores or the history are written")

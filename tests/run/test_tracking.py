@@ -19,17 +19,17 @@ from urllib.parse import unquote, urlparse
 import pytest
 
 from kdbench.files import atomic_write
-from kdbench.run import plans, tracking
+from kdbench.run import plans, tracking, tracking_place
 from kdbench.run.exporter import Exporter
 from kdbench.run.store import Store
 from tests.conftest import call, kdbench
 
 
 def runs(results):
-    tracking.quiet_environment()
+    tracking_place.quiet_environment()
     import mlflow
 
-    client = mlflow.MlflowClient(tracking.tracking_uri(Store(results)))
+    client = mlflow.MlflowClient(tracking_place.tracking_uri(Store(results)))
     experiment = client.get_experiment_by_name("tiny")
     return client, client.search_runs([experiment.experiment_id], max_results=1000)
 
@@ -115,9 +115,9 @@ def test_a_broken_mlflow_never_stops_a_run(spoil, world, tmp_path):
 def test_several_processes_may_open_a_new_database_at_once(tmp_path, count):
     Store(tmp_path).prepare()
     code = (
-        "from pathlib import Path; from kdbench.run import tracking; from kdbench.run.store import Store\n"
-        f"tracking.quiet_environment(); s = Store(Path({str(tmp_path)!r})); tracking.prepare_database(s)\n"
-        "import mlflow; mlflow.MlflowClient(tracking.tracking_uri(s)).search_experiments()"
+        "from pathlib import Path; from kdbench.run import tracking_place; from kdbench.run.store import Store\n"
+        f"tracking_place.quiet_environment(); s = Store(Path({str(tmp_path)!r})); tracking_place.prepare_database(s)\n"
+        "import mlflow; mlflow.MlflowClient(tracking_place.tracking_uri(s)).search_experiments()"
     )
     racing = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(count)]
     assert [process.wait() for process in racing] == [0] * count
@@ -261,13 +261,13 @@ def test_a_store_that_was_moved_writes_nothing_where_it_was(fresh, tmp_path):
     held_back = store.entry("cells", plan["cells"][0]["key"])
     shutil.move(held_back.path, tmp_path / "kept")
     kdbench("mlflow", "sync", "--results-dir", store.root)  # each a process of its own, as MLflow remembers places
-    target = tmp_path / tracking.ARTEFACTS / "moved é %41"
+    target = tmp_path / tracking_place.ARTEFACTS / "moved é %41"
     target.parent.mkdir()
     shutil.move(store.root, target)
     shutil.move(tmp_path / "kept", target / "cells" / held_back.key)
     assert "1 cells" in kdbench("mlflow", "sync", "--results-dir", target).stderr
     assert not store.root.exists()
-    tracking.prepare_database(Store(target))
+    tracking_place.prepare_database(Store(target))
     client, found = runs(target)
     for run in (run for run in found if tracking.KEY_TAG in run.data.tags):
         listed = client.list_artifacts(run.info.run_id)

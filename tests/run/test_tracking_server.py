@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from kdbench.run import tracking
+from kdbench.run import tracking_place
 from tests.conftest import SUITE, call
 from tests.run.here import Here, in_this_process, without_pictures
 
@@ -144,7 +144,7 @@ def run(folder: Path, corpus: Path, name: str):
 @pytest.fixture(scope="module")
 def mirrored(server, patched, tmp_path_factory, corpus_folder):
     """The results of a run that was mirrored while it went on, and a client of the server."""
-    tracking.quiet_environment()
+    tracking_place.quiet_environment()
     import mlflow
 
     folder = tmp_path_factory.mktemp("mirrored")
