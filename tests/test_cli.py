@@ -146,12 +146,19 @@ def test_pickled_weights_are_refused(suite_file, tmp_path):
 
 
 @pytest.mark.fault("E8", "refused before training")
-def test_a_model_of_another_vocabulary_is_refused_before_training(suite_file, tmp_path):
+@pytest.mark.parametrize(
+    ("entries", "positions", "message"),
+    [(100, 32, "vocabulary mismatch"), (320, 31, "expected at least data.length = 32, found 31")],
+)
+def test_a_saved_model_that_the_text_does_not_fit_into_is_refused_before_training(
+    entries, positions, message, suite_file, tmp_path
+):
     from kdbench.distill import models
 
     config = models.architecture_config(
-        {"architecture": "opt", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2},
-        100,
+        {"architecture": "opt", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+        | {"max_position_embeddings": positions},
+        entries,
         32,
         (0, 1),
         False,
@@ -163,7 +170,7 @@ def test_a_model_of_another_vocabulary_is_refused_before_training(suite_file, tm
         "path: other",
     )
     result = call("run", suite_file, "--results-dir", tmp_path / "r")
-    assert result.exit_code == 2 and "vocabulary mismatch" in result.stderr and not (tmp_path / "r").exists()
+    assert result.exit_code == 2 and message in result.stderr and not (tmp_path / "r").exists()
 
 
 def test_overrides_are_checked_like_the_file(suite_file):

@@ -61,16 +61,23 @@ def check_made(init: Mapping[str, Any], config: Any, vocabulary: int, length: in
         raise ConfigError(
             f"init.vocab_size: expected at least {vocabulary:,}, the tokenizer's entries, found {config.vocab_size:,}"
         )
-    positions = getattr(config, "max_position_embeddings", None)
-    if _is_whole(positions) and positions < length:
-        raise ConfigError(
-            f"init.max_position_embeddings: expected at least data.length = {length:,}, found {positions:,}"
-        )
+    check_positions(config, length, "init.max_position_embeddings")
     for name, value in init.items():
         if name.endswith("_token_id") and value is not None and not (_is_whole(value) and value in range(vocabulary)):
             raise ConfigError(
                 f"init.{name}: expected an entry of the tokenizer, 0 to {vocabulary - 1:,}, found {value!r:.60}"
             )
+
+
+def check_positions(config: Any, length: int, where: str) -> None:
+    """Refuse a model with fewer positions than a block has tokens: it would fail at the first, or answer nonsense.
+
+    Raises:
+        ConfigError: naming both.
+    """
+    positions = getattr(config, "max_position_embeddings", None)
+    if _is_whole(positions) and positions < length:
+        raise ConfigError(f"{where}: expected at least data.length = {length:,}, found {positions:,}")
 
 
 def _is_whole(value: Any) -> bool:

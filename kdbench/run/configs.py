@@ -101,4 +101,6 @@ class Known:
             )
         if own is not None and self.suite.data.tokenizer.path is not None:
             models.check_entries(folder, own, self._saved_tokenizer.get_vocab())
+        place = f"max_position_embeddings in {folder or 'the declared config'}"
+        bounds.check_positions(config, self.suite.data.length, place)
         return config
