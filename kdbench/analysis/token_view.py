@@ -24,8 +24,7 @@ from kdbench.suite.matrix import CEILING, title
 
 __all__ = ["by_difficulty", "draw_by_difficulty", "draw_uncertainty", "lacking", "sentences", "uncertainty"]
 
-QUANTILES = {"q10": 0.1, "q25": 0.25, "q50": 0.5, "q75": 0.75, "q90": 0.9}
-NOTED = ("mean", *QUANTILES)
+NOTED = ("mean", *token_scores.QUANTILES)
 HELD_OUT, DISTILLATION = "held-out", "distillation"
 SURE = 0.5
 
@@ -43,10 +42,8 @@ def uncertainty(results: SuiteResults) -> pd.DataFrame:
     for teacher in results.plan["suite"]["teachers"]:
         if teacher in held_out:
             unc = -np.expm1(held_out[teacher].log_prob.to_numpy(float))
-            named = {name: float(np.quantile(unc, level)) for name, level in QUANTILES.items()}
-            rows.append(
-                {"teacher": teacher, "text": HELD_OUT, "n_tokens": len(unc), "mean": float(unc.mean()), **named}
-            )
+            spread = {"mean": float(unc.mean()), **token_scores.quantiles(unc)}
+            rows.append({"teacher": teacher, "text": HELD_OUT, "n_tokens": len(unc), **spread})
         if found := _of_cache(results, teacher):
             rows.append({"teacher": teacher, "text": DISTILLATION, "n_tokens": None, **found})
     names = ["teacher", "text", "n_tokens", *NOTED]

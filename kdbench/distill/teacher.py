@@ -19,7 +19,6 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy
 import torch
 from torch import Tensor, nn
 
@@ -32,6 +31,7 @@ from kdbench.distill.loss import TeacherStates
 from kdbench.distill.memory import MicroBatch
 from kdbench.distill.models import body, head
 from kdbench.errors import StoreError
+from kdbench.evaluate.token_scores import quantiles
 from kdbench.files import atomic_write, is_broken, read_json, sealed, sha256_file, write_json
 
 SHARD_ROWS = 64
@@ -308,9 +308,7 @@ def uncertainty(folder: Path) -> dict[str, float]:
     unsure = torch.cat(parts)
     if not len(unsure):
         return {}
-    levels = [0.1, 0.25, 0.5, 0.75, 0.9]
-    named = zip(levels, numpy.quantile(unsure.numpy(), levels), strict=True)
-    return {"mean": float(unsure.mean())} | {f"q{100 * level:g}": float(value) for level, value in named}
+    return {"mean": float(unsure.mean())} | quantiles(unsure.numpy())
 
 
 def _manifest(folder: Path) -> dict[str, Any]:

@@ -22,6 +22,12 @@ PLACE = ("row", "position", "target")  # where a token stands; equal in two file
 ALWAYS = (*PLACE, "log_prob", "entropy", "top1_prob", "top1_correct")  # the columns that every such file has
 TOP = 10  # how many of the likeliest tokens `top10_overlap` looks at
 BINS = 15
+QUANTILES = {"q10": 0.1, "q25": 0.25, "q50": 0.5, "q75": 0.75, "q90": 0.9}
+
+
+def quantiles(values: np.ndarray) -> dict[str, float]:
+    """Return quartiles and outer deciles by their names in `QUANTILES`."""
+    return dict(zip(QUANTILES, np.quantile(values, [*QUANTILES.values()]).tolist(), strict=True))
 
 
 def score(student: Dist, teacher: Dist | None) -> dict[str, Tensor]:

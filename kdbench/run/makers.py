@@ -344,7 +344,7 @@ def _learn(
         work.clock.count("train_steps")
         work.hooks.emit({"event": "step", "total": settings["steps"], **record})
 
-    with work.clock.part("train_s"), _history(work, group) as history:
+    with _history(work, group) as history, work.clock.part("train_s"):
         history += train.train(
             model,
             chosen,

@@ -150,7 +150,7 @@ class Entry:
 
     def is_whole(self, except_in: str | None = None) -> bool:
         """Whether the entry is complete and every file's sha256 is right; the folder `except_in` is not read."""
-        return self.done() is not None and not self.damaged(except_in)
+        return not self.damaged(except_in)
 
     def damaged(self, except_in: str | None = None) -> list[str]:
         """Return the listed files that are missing or whose sha256 is not right; DONE.json where it is not to be used.

@@ -14,10 +14,15 @@ from kdbench.files import sha256_file
 from tests.conftest import SUITE, kdbench
 
 
-def products(results: Path) -> dict[str, str]:
-    """Every file of every cell that must not depend on when or how often the run was killed: name → sha256."""
+def products(results: Path, within: Path | None = None) -> dict[str, str]:
+    """Every file of every cell that must not depend on when or how often the run was killed: name → sha256.
+
+    With `within` of those cells alone that are complete in that store too.
+    """
     found = {}
     for done in results.glob("cells/*/DONE.json"):
+        if within is not None and not (within / done.relative_to(results)).exists():
+            continue
         for name in json.loads(done.read_text())["files"]:
             found[f"{done.parent.name}/{name}"] = sha256_file(done.parent / name)
     return found
